@@ -1,0 +1,174 @@
+"""Fake worlds of datagrams: hosts with addresses, and a network between them that misbehaves.
+
+Everything is in memory and moves with trio's clock; under a MockClock a minute of bad weather
+takes as long as its arithmetic. The dice are seeded: the same world drops the same datagrams.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from tunnels.errors import ListenFailed
+from tunnels.udp import Address, Unreachable
+
+QUEUE_DATAGRAMS = 4096  # of a socket; beyond, the newest are lost, as in a kernel
+
+
+@dataclass(frozen=True)
+class Weather:
+    """What the network does to each datagram.
+
+    delay_s: every datagram takes at least this long. jitter_s: and up to this much more, each
+    its own, so that they overtake one another. loss, duplication: probabilities.
+    """
+
+    delay_s: float = 0.01
+    jitter_s: float = 0.0
+    loss: float = 0.0
+    duplication: float = 0.0
+
+
+@dataclass(order=True)
+class _Flight:
+    lands_at_s: float
+    number: int
+    datagram: bytes = field(compare=False)
+    sender: Address = field(compare=False)
+    target: Address = field(compare=False)
+
+
+class World:
+    """I carry datagrams between my hosts."""
+
+    def __init__(self, weather: Weather | None = None, seed: int = 0) -> None:
+        self.weather = weather or Weather()
+        self.cut = False  # while True nothing arrives
+        self.sent = 0
+        self.lost = 0
+        self.refusing: set[Address] = set()  # ports that answer with an ICMP error
+        self.log: list[tuple[Address, bytes]] = []  # (target, datagram) when `record` is set
+        self.record = False
+        self._dice = random.Random(seed)
+        self._sockets: dict[Address, FakeSocket] = {}
+        self._flights: list[_Flight] = []
+        self._departed = trio.Event()
+        self._next_port = 40000
+
+    def host(self, *addresses: str) -> FakeHost:
+        return FakeHost(self, list(addresses))
+
+    async def run(self) -> None:
+        """Deliver until cancelled."""
+        while True:
+            deadline = self._flights[0].lands_at_s if self._flights else float("inf")
+            with trio.move_on_at(deadline):
+                await self._departed.wait()
+            self._departed = trio.Event()
+            while self._flights and self._flights[0].lands_at_s <= trio.current_time():
+                self._land(heapq.heappop(self._flights))
+
+    def inject(self, datagram: bytes, sender: Address, target: Address) -> None:
+        """A datagram out of nowhere, at once."""
+        if (socket := self._sockets.get(target)) is not None:
+            socket.arrive(datagram, sender)
+
+    def depart(self, datagram: bytes, sender: Address, target: Address) -> None:
+        self.sent += 1
+        if self.record:
+            self.log.append((target, datagram))
+        if target in self.refusing:
+            socket = self._sockets.get(sender)
+            if socket is not None and socket.on_unreachable is not None:
+                socket.on_unreachable(target, "refused: no node listens on that port")
+            return
+        copies = 2 if self._dice.random() < self.weather.duplication else 1
+        for _ in range(copies):
+            if self._dice.random() < self.weather.loss:
+                self.lost += 1
+                continue
+            takes_s = self.weather.delay_s + self._dice.random() * self.weather.jitter_s
+            flight = _Flight(trio.current_time() + takes_s, self.sent, datagram, sender, target)
+            heapq.heappush(self._flights, flight)
+        self._departed.set()
+
+    def bind(self, address: Address) -> FakeSocket:
+        host, port = address
+        if not port:
+            self._next_port += 1
+            port = self._next_port
+        if (host, port) in self._sockets:
+            raise ListenFailed(f"cannot listen on UDP {host}:{port}: the port is in use")
+        socket = self._sockets[host, port] = FakeSocket(self, (host, port))
+        return socket
+
+    def unbind(self, address: Address) -> None:
+        self._sockets.pop(address, None)
+
+    def unplug(self, host: str) -> None:
+        """The machine is gone: nothing reaches it, nothing leaves it."""
+        for address in [one for one in self._sockets if one[0] == host]:
+            self._sockets.pop(address).unplugged = True
+
+    def _land(self, flight: _Flight) -> None:
+        if self.cut:
+            self.lost += 1
+        elif (socket := self._sockets.get(flight.target)) is not None:
+            socket.arrive(flight.datagram, flight.sender)
+
+
+@dataclass
+class FakeHost:
+    """One machine: a tunnels.udp.Network."""
+
+    world: World
+    addresses: list[str]
+
+    def bind(self, host: str | None, port: int) -> FakeSocket:
+        return self.world.bind((host or self.addresses[0], port))
+
+    def interface_addresses(self) -> list[str]:
+        return list(self.addresses)
+
+
+class FakeSocket:
+    """A tunnels.udp.DatagramSocket."""
+
+    def __init__(self, world: World, local: Address) -> None:
+        self.local = local
+        self.on_unreachable: Unreachable | None = None
+        self._world = world
+        self._arrived: list[tuple[bytes, Address]] = []
+        self._readers = trio.lowlevel.ParkingLot()
+        self._closed = False
+        self.unplugged = False
+
+    def send(self, datagrams: Sequence[bytes], to: Address) -> None:
+        for datagram in datagrams if not self.unplugged else ():
+            self._world.depart(bytes(datagram), self.local, to)
+
+    async def receive(self) -> Sequence[tuple[bytes, Address]]:
+        await trio.lowlevel.checkpoint()
+        while not self._arrived:
+            if self._closed:
+                raise trio.ClosedResourceError
+            await self._readers.park()
+        batch, self._arrived = self._arrived, []
+        return batch
+
+    async def flush(self) -> None:
+        await trio.sleep_forever()
+
+    def close(self) -> None:
+        self._closed = True
+        self._world.unbind(self.local)
+        self._readers.unpark_all()
+
+    def arrive(self, datagram: bytes, sender: Address) -> None:
+        if len(self._arrived) < QUEUE_DATAGRAMS:
+            self._arrived.append((datagram, sender))
+            self._readers.unpark_all()

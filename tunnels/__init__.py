@@ -1,0 +1,55 @@
+"""Authenticated byte streams between two PeerIds, over whatever works."""
+
+from tunnels.dial import AddressPolicy
+from tunnels.endpoint import Endpoint, SessionDown, SessionUp
+from tunnels.errors import (
+    BadFrame,
+    DialFailed,
+    HandshakeFailed,
+    IdentityError,
+    LinkClosed,
+    ListenFailed,
+    SessionClosed,
+    StreamError,
+    StreamLost,
+    StreamRefused,
+    StreamReset,
+    TunnelError,
+    WrongPeer,
+)
+from tunnels.forward import ForwardFailed, connect_and_splice, listen_and_forward
+from tunnels.identity import Identity, verify
+from tunnels.peer import Candidate, PeerId, parse_peer_id_untrusted
+from tunnels.session import Session, SessionStats
+from tunnels.stream import Stream
+
+__all__ = [
+    "AddressPolicy",
+    "BadFrame",
+    "Candidate",
+    "DialFailed",
+    "Endpoint",
+    "ForwardFailed",
+    "HandshakeFailed",
+    "Identity",
+    "IdentityError",
+    "LinkClosed",
+    "ListenFailed",
+    "PeerId",
+    "Session",
+    "SessionClosed",
+    "SessionDown",
+    "SessionStats",
+    "SessionUp",
+    "Stream",
+    "StreamError",
+    "StreamLost",
+    "StreamRefused",
+    "StreamReset",
+    "TunnelError",
+    "WrongPeer",
+    "connect_and_splice",
+    "listen_and_forward",
+    "parse_peer_id_untrusted",
+    "verify",
+]

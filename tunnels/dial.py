@@ -1,0 +1,135 @@
+"""Race candidates, keep the winner; decide which peer-supplied addresses may be tried at all."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import trio
+
+from tunnels.errors import DialFailed, TunnelError
+from tunnels.peer import Candidate, PeerId
+
+STAGGER_S = 0.25  # RFC 8305 (Happy Eyeballs) section 5
+GIVE_UP_S = 7.5  # the whole race: nobody at the address is told within 8 s
+MAX_CANDIDATES = 16
+
+Result = TypeVar("Result")
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_PRIVATE = tuple(
+    ipaddress.ip_network(text)
+    for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+)
+_NEVER: tuple[tuple[Network, str], ...] = tuple(
+    (ipaddress.ip_network(text), why)
+    for text, why in (
+        ("0.0.0.0/8", "is not an address of a machine"),
+        ("::/128", "is not an address of a machine"),
+        ("169.254.0.0/16", "is link-local"),
+        ("fe80::/10", "is link-local"),
+        ("fec0::/10", "is site-local"),
+        ("224.0.0.0/4", "is multicast"),
+        ("ff00::/8", "is multicast"),
+        ("240.0.0.0/4", "is reserved or broadcast"),
+        ("fd00:ec2::254/128", "is a cloud's metadata service"),
+        ("100.100.100.200/32", "is a cloud's metadata service"),
+        ("192.0.0.0/24", "is reserved"),
+    )
+)
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+@dataclass(frozen=True)
+class AddressPolicy:
+    """Which addresses named by a peer may be contacted.
+
+    Never: multicast, unspecified, link-local, reserved and metadata addresses. Loopback only
+    when our own socket is bound to loopback, private ones only when we have a private address
+    too; the two flags are the operator's word that they are welcome in any case.
+    """
+
+    allow_private: bool = False
+    allow_loopback: bool = False
+
+    def refusal(self, host: str, *, bound_host: str, own_addresses: Sequence[str]) -> str | None:
+        """Why `host` (an IP literal) may not be contacted, or None when it may.
+
+        bound_host: what our socket is bound to. own_addresses: this machine's.
+        """
+        for address in _meanings(ipaddress.ip_address(host)):
+            for network, why in _NEVER:
+                if address in network:
+                    return f"not tried: the address {why}"
+            if address.is_loopback and not (
+                self.allow_loopback or ipaddress.ip_address(bound_host).is_loopback
+            ):
+                return "not tried: it is the address of this machine itself (loopback)"
+            if _is_private(address) and not (
+                self.allow_private
+                or any(_is_private(ipaddress.ip_address(own)) for own in own_addresses)
+            ):
+                return (
+                    "not tried: it is private and this machine is in no private network; "
+                    "allow private addresses if that is meant"
+                )
+        return None
+
+
+def _is_private(address: IPAddress) -> bool:
+    return any(address in network for network in _PRIVATE)
+
+
+def _meanings(address: IPAddress) -> list[IPAddress]:
+    """The address and every IPv4 address it stands for: none of them may slip past a rule."""
+    meanings: list[IPAddress] = [address]
+    if isinstance(address, ipaddress.IPv6Address):
+        embedded = [address.ipv4_mapped, address.sixtofour]
+        if address in _NAT64 or (int(address) >> 32 == 0 and int(address) > 1):
+            embedded.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        meanings += [inner for inner in embedded if inner is not None]
+    return meanings
+
+
+async def race(
+    peer: PeerId,
+    candidates: Sequence[Candidate],
+    attempt: Callable[[Candidate], Awaitable[Result]],
+    discard: Callable[[Result], None],
+) -> Result:
+    """The first success of `attempt`, started for each candidate STAGGER_S after the last, or at
+    once when one fails. The others are cancelled; one that succeeds all the same goes to
+    `discard`. Raises DialFailed with every reason.
+    """
+    candidates = list(dict.fromkeys(candidates))[:MAX_CANDIDATES]
+    failures: dict[Candidate, str] = {}
+    results: list[Result] = []
+    failed = trio.Event()
+
+    async def run(candidate: Candidate) -> None:
+        nonlocal failed
+        try:
+            result = await attempt(candidate)
+        except TunnelError as error:
+            failures[candidate] = str(error)
+            failed.set()
+            failed = trio.Event()
+            return
+        results.append(result)
+        nursery.cancel_scope.cancel()
+
+    with trio.move_on_after(GIVE_UP_S):
+        async with trio.open_nursery() as nursery:
+            for candidate in candidates:
+                nursery.start_soon(run, candidate)
+                with trio.move_on_after(STAGGER_S):
+                    await failed.wait()
+    for late in results[1:]:
+        discard(late)
+    if results:
+        return results[0]
+    nobody = f"nobody answered within {GIVE_UP_S:.0f} s"
+    raise DialFailed(peer, [(one, failures.get(one, nobody)) for one in candidates])

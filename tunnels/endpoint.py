@@ -1,0 +1,272 @@
+"""A node's door: listens, accepts, dials, keeps one Session a peer."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from tunnels.credit import INITIAL_WINDOW_BYTES
+from tunnels.dial import AddressPolicy, race
+from tunnels.errors import LinkClosed, TunnelError
+from tunnels.heartbeat import DEAD_S
+from tunnels.identity import Identity
+from tunnels.link import LINK_KINDS, CloseCode, Introduction, Link, ProvenLink, Transport, prove
+from tunnels.peer import Candidate, PeerId
+from tunnels.quic_transport import QuicTransport
+from tunnels.session import Handler, Session, SessionSetup, new_epoch
+from tunnels.udp import DatagramSocket, HostNetwork, Network
+
+ACCEPT_TIMEOUT_S = 5.0  # from a stranger's first datagram to its proof
+MAX_SESSIONS = 256
+MAX_UNREAD_EVENTS = 4096
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SessionUp:
+    session: Session
+
+    @property
+    def peer(self) -> PeerId:
+        return self.session.peer
+
+
+@dataclass(frozen=True)
+class SessionDown:
+    session: Session
+    reason: str
+
+    @property
+    def peer(self) -> PeerId:
+        return self.session.peer
+
+
+class Endpoint:
+    """One identity on one UDP socket.
+
+    authorize(peer, service): asked for every stream a peer opens to us.
+    dead_after_s: how long a silent peer is kept (it is suspected after 3 s).
+    network: where the socket lives; tests pass one made of memory.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        authorize: Callable[[PeerId, str], bool],
+        policy: AddressPolicy = AddressPolicy(),  # noqa: B008 - frozen
+        dead_after_s: float = DEAD_S,
+        network: Network | None = None,
+    ) -> None:
+        self.identity = identity
+        self.peer = identity.peer
+        self._authorize = authorize
+        self._policy = policy
+        self._dead_after_s = dead_after_s
+        self._network = network or HostNetwork()
+        self._us = Introduction(identity, new_epoch(), INITIAL_WINDOW_BYTES)
+        self._services: dict[str, Handler] = {}
+        self._sessions: dict[PeerId, Session] = {}
+        self._dialling: dict[PeerId, trio.Lock] = {}
+        self._subscribers: list[trio.MemorySendChannel[SessionUp | SessionDown]] = []
+        self._socket: DatagramSocket | None = None
+        self._transports: dict[str, Transport] = {}
+        self._nursery: trio.Nursery | None = None
+
+    # --- running ------------------------------------------------------------------------
+
+    async def run(
+        self,
+        host: str | None,
+        port: int,
+        *,
+        task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Listen and serve until cancelled; the started value is the bound port.
+
+        host None: every interface, v4 and v6. Raises ListenFailed before it has started.
+        On the way out every peer is told goodbye.
+        """
+        if self._nursery is not None:
+            raise RuntimeError("this endpoint runs already")
+        socket = self._network.bind(host, port)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._socket, self._nursery = socket, nursery
+                quic = QuicTransport(
+                    self.identity,
+                    socket,
+                    nursery,
+                    self._accept,
+                    self._network.interface_addresses,
+                )
+                self._transports = {"quic": quic}
+                nursery.start_soon(quic.run)
+                nursery.start_soon(socket.flush)
+                task_status.started(socket.local[1])
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    for session in list(self._sessions.values()):
+                        session.end("the node is stopping")
+        finally:
+            for subscriber in self._subscribers:
+                subscriber.close()
+            self._subscribers.clear()
+            self._nursery = self._socket = None
+            self._transports = {}
+            socket.close()
+
+    def serve(self, service: str, handler: Handler) -> None:
+        """Hand streams opened to `service` to `handler`, which owns each until it returns.
+
+        An exact name, or a prefix ending in "/": "rpc/" takes rpc/<lease>. The longest wins.
+        """
+        self._services[service] = handler
+
+    def candidates(self) -> list[Candidate]:
+        """Where peers may reach us: our interface addresses with the bound port."""
+        socket = self._running()[0]
+        host, port = socket.local
+        bound = ipaddress.ip_address(host)
+        if not bound.is_unspecified:
+            return [Candidate("quic", host, port, "host")]
+        found = [ipaddress.ip_address(text) for text in self._network.interface_addresses()]
+        usable = [
+            one
+            for one in found
+            if not (one.is_loopback or one.is_link_local or one.is_multicast)
+            and (one.version == 4 or bound.version == 6)
+        ]
+        return [Candidate("quic", str(one), port, "host") for one in usable]
+
+    # --- sessions -----------------------------------------------------------------------
+
+    def session(self, peer: PeerId) -> Session | None:
+        return self._sessions.get(peer)
+
+    def sessions(self) -> list[Session]:
+        return list(self._sessions.values())
+
+    def subscribe(self) -> trio.MemoryReceiveChannel[SessionUp | SessionDown]:
+        """Events from now on, until the endpoint stops. A subscriber that leaves
+        MAX_UNREAD_EVENTS unread is cut off."""
+        send, receive = trio.open_memory_channel[SessionUp | SessionDown](MAX_UNREAD_EVENTS)
+        self._subscribers.append(send)
+        return receive
+
+    async def connect(self, peer: PeerId, candidates: Sequence[Candidate]) -> Session:
+        """The session with `peer`: the one that stands, or a new one over the first candidate
+        that answers with the peer's key. A session whose peer has gone silent gets a new link,
+        or gives way when the peer turns out to have restarted. Raises DialFailed.
+        """
+        self._running()
+        if peer == self.peer:
+            raise TunnelError("this is the node's own id; connect to another node")
+        async with self._dialling.setdefault(peer, trio.Lock()):
+            session = self._sessions.get(peer)
+            if session is not None and not session.suspected:
+                return session
+            proven = await race(
+                peer, candidates, lambda one: self._attempt(peer, one), _close_late_link
+            )
+            return self._adopt(proven)
+
+    async def _attempt(self, peer: PeerId, candidate: Candidate) -> ProvenLink:
+        socket, _ = self._running()
+        transport = self._transports.get(candidate.transport)
+        if transport is None:
+            known = ", ".join(LINK_KINDS)
+            raise TunnelError(f"not tried: this version links over {known} only")
+        refusal = self._policy.refusal(
+            candidate.host,
+            bound_host=socket.local[0],
+            own_addresses=self._network.interface_addresses(),
+        )
+        if refusal is not None:
+            raise TunnelError(refusal)
+        link = await transport.dial(candidate, peer)
+        return await prove(link, self._us, expect=peer, entropy=secrets.token_bytes)
+
+    async def _accept(self, link: Link) -> None:
+        """Hear a stranger out; its link becomes part of a session or is closed."""
+        with trio.move_on_after(ACCEPT_TIMEOUT_S):
+            try:
+                proven = await prove(link, self._us, expect=None, entropy=secrets.token_bytes)
+                self._adopt(proven)
+            except TunnelError as error:
+                log.debug("a link from %s was not accepted: %s", link.remote, error)
+
+    def _adopt(self, proven: ProvenLink) -> Session:
+        """The session this proven link belongs to, made when there is none."""
+        proven.link.trusted = True
+        session = self._sessions.get(proven.peer)
+        if session is not None and session.epoch != proven.proven.epoch:
+            session.end("the peer has restarted")
+            session = None
+        if session is None:
+            if len(self._sessions) >= MAX_SESSIONS:
+                proven.link.close(CloseCode.REFUSED, "too many peers are connected here")
+                raise LinkClosed("too many peers are connected to this node; stop some first")
+            session = self._sessions[proven.peer] = Session(
+                proven,
+                SessionSetup(
+                    answer=self._answer,
+                    nursery=self._running()[1],
+                    on_end=self._session_ended,
+                    me=self.peer,
+                    dead_after_s=self._dead_after_s,
+                ),
+            )
+            session.add_link(proven)
+            self._tell(SessionUp(session))
+        else:
+            session.add_link(proven)
+        return session
+
+    def _session_ended(self, session: Session) -> None:
+        if self._sessions.get(session.peer) is session:
+            del self._sessions[session.peer]
+            self._tell(SessionDown(session, session.close_reason or ""))
+
+    def _answer(self, peer: PeerId, service: str) -> Handler | str:
+        """The handler of `service` for `peer`, or why there is none. The two refusals read the
+        same, so that a stranger cannot list our services."""
+        refused = f"the service {service!r} is not offered to this node"
+        try:
+            allowed = self._authorize(peer, service)
+        except Exception:
+            log.exception("the rules for %r failed: refused", service)
+            return refused
+        return (self._handler(service) or refused) if allowed else refused
+
+    def _handler(self, service: str) -> Handler | None:
+        if (exact := self._services.get(service)) is not None:
+            return exact
+        prefixes = [
+            name for name in self._services if name.endswith("/") and service.startswith(name)
+        ]
+        return self._services[max(prefixes, key=len)] if prefixes else None
+
+    def _tell(self, event: SessionUp | SessionDown) -> None:
+        for subscriber in list(self._subscribers):
+            try:
+                subscriber.send_nowait(event)
+            except (trio.WouldBlock, trio.BrokenResourceError):
+                subscriber.close()
+                self._subscribers.remove(subscriber)
+
+    def _running(self) -> tuple[DatagramSocket, trio.Nursery]:
+        if self._socket is None or self._nursery is None:
+            raise RuntimeError("the endpoint does not run: start Endpoint.run first")
+        return self._socket, self._nursery
+
+
+def _close_late_link(proven: ProvenLink) -> None:
+    proven.link.close(CloseCode.LINK_OVER, "another address was faster")

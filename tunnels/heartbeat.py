@@ -1,0 +1,83 @@
+"""Is the other end of a link alive, and how far away is it?"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import trio
+
+from tunnels.errors import BadFrame, LinkClosed
+from tunnels.frames import Ping, Pong, Record, encode
+from tunnels.link import CloseCode, ProvenLink
+
+PING_INTERVAL_S = 1.0
+SUSPECT_S = 3.0
+DEAD_S = 10.0  # default of Endpoint(dead_after_s=...)
+RTT_SAMPLES = 5
+
+
+class Heartbeat:
+    """I own the control channel of a proven link: I ping, answer pings and give the link up."""
+
+    def __init__(self, proven: ProvenLink, dead_after_s: float) -> None:
+        self._link = proven.link
+        self._control = proven.control
+        self._decoder = proven.decoder
+        self._backlog = list(proven.backlog)
+        self._dead_after_s = dead_after_s
+        self._sent: dict[int, float] = {}
+        self._rtts: deque[float] = deque(maxlen=RTT_SAMPLES)
+        self.suspected = False
+
+    @property
+    def rtt_s(self) -> float | None:
+        """The least of the last RTT_SAMPLES: queues make a ping late, never early."""
+        return min(self._rtts, default=None)
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen)
+            nursery.start_soon(self._beat)
+
+    async def _listen(self) -> None:
+        try:
+            self._take(self._backlog)
+            while data := await self._control.receive():
+                self._take(self._decoder.feed_untrusted(data))
+            raise BadFrame("the control channel was ended")
+        except BadFrame as error:
+            self._link.close(CloseCode.PROTOCOL_ERROR, str(error))
+        except LinkClosed:
+            # The channel alone may be gone: without it the link is of no use.
+            self._link.close(CloseCode.LINK_OVER, "the control channel is gone")
+
+    def _take(self, records: list[Record]) -> None:
+        for record in records:
+            match record:
+                case Ping(id=number):
+                    self._control.send(encode(Pong(number)))
+                case Pong(id=number):
+                    if (sent_at := self._sent.pop(number, None)) is not None:
+                        self._rtts.append(trio.current_time() - sent_at)
+                case _:
+                    raise BadFrame(f"a {type(record).__name__} record on the control channel")
+
+    async def _beat(self) -> None:
+        number = 0
+        last_beat_s = trio.current_time()
+        while True:
+            now = trio.current_time()
+            if now - last_beat_s > SUSPECT_S:
+                # This process was asleep, not the peer: its silence counts from now.
+                self._link.last_heard_s = now
+            last_beat_s = now
+            silence_s = now - self._link.last_heard_s
+            self.suspected = silence_s >= SUSPECT_S
+            if silence_s >= self._dead_after_s:
+                self._link.close(CloseCode.LINK_OVER, f"no answer for {silence_s:.0f} s")
+                return
+            number += 1
+            self._sent[number] = now
+            self._sent.pop(number - 2 * RTT_SAMPLES, None)
+            self._control.send(encode(Ping(number)))
+            await trio.sleep(PING_INTERVAL_S)

@@ -1,0 +1,183 @@
+"""The seam between sessions and the ways to carry them.
+
+A `Link` is an encrypted connection to one peer over which channels open. QUIC makes a channel
+of each bidirectional stream; TLS over TCP will make it of a connection, WebRTC of a data channel.
+A new kind of link adds a line to LINK_KINDS and a `Transport` that dials and accepts it;
+session, dial, resume and forward do not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+import trio
+
+from tunnels.errors import BadFrame, HandshakeFailed, LinkClosed
+from tunnels.frames import NONCE_BYTES, VERSION, Hello, Record, RecordDecoder, encode
+from tunnels.handshake import Handshake, Proven, Role
+from tunnels.identity import Identity, verify
+from tunnels.peer import Candidate, PeerId
+
+
+@dataclass(frozen=True)
+class LinkKind:
+    """rank: a session prefers the link with the lowest."""
+
+    name: str
+    rank: int
+
+
+LINK_KINDS = {
+    "quic": LinkKind("quic", rank=20),
+}
+
+
+class CloseCode(IntEnum):
+    """Why a link is closed on purpose; every kind of link carries it with its reason."""
+
+    SESSION_OVER = 0  # the whole session ends now, on all its links
+    LINK_OVER = 1  # this link only: another one took over
+    PROTOCOL_ERROR = 2  # the other side broke the wire format
+    REFUSED = 3  # the handshake failed
+    LOST = 4  # never sent: the link died without a word
+
+
+@dataclass(frozen=True)
+class Closure:
+    code: CloseCode
+    reason: str
+    by_peer: bool
+
+
+class Channel(Protocol):
+    """An ordered, reliable pair of byte pipes inside a link."""
+
+    def send(self, data: bytes) -> None:
+        """Queue and transmit; never blocks. Does nothing once the channel or link is gone."""
+
+    async def wait_writable(self) -> None:
+        """Until little is queued, or the channel is gone."""
+
+    async def receive(self) -> bytes:
+        """What has arrived, at least one byte; b"" at the end.
+
+        Raises LinkClosed when the channel or its link is gone.
+        """
+
+    def finish(self) -> None:
+        """No byte follows from us; what is queued still leaves."""
+
+    def reset(self) -> None:
+        """Drop both directions."""
+
+
+class Link(Protocol):
+    kind: str
+    role: Role
+    binding: bytes  # see handshake.py
+    closed: trio.Event
+    closure: Closure | None  # set with `closed`
+    last_heard_s: float  # trio clock
+    bytes_in: int  # on the wire
+    bytes_out: int
+    trusted: bool  # set once the peer has proven its key: lifts the limits for strangers
+
+    @property
+    def remote(self) -> str:
+        """The address of the other end, for display."""
+
+    async def open_channel(self) -> Channel:
+        """Raises LinkClosed."""
+
+    async def accept_channel(self) -> Channel:
+        """Raises LinkClosed."""
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """Say goodbye with a reason and be gone. Never blocks; closing twice is closing once."""
+
+
+class Transport(Protocol):
+    """Makes links of one kind."""
+
+    async def dial(self, candidate: Candidate, expect: PeerId) -> Link:
+        """An encrypted link whose far end holds `expect`'s key. Raises TunnelError."""
+
+
+Accept = Callable[[Link], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class ProvenLink:
+    """A link over which both sides have proven their keys, and its control channel."""
+
+    link: Link
+    control: Channel
+    decoder: RecordDecoder
+    backlog: tuple[Record, ...]  # control records that came with the last of the handshake
+    proven: Proven
+
+    @property
+    def peer(self) -> PeerId:
+        return self.proven.peer
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """What we tell of ourselves on every link."""
+
+    identity: Identity
+    epoch: bytes
+    window_bytes: int
+
+
+async def prove(
+    link: Link, us: Introduction, *, expect: PeerId | None, entropy: Callable[[int], bytes]
+) -> ProvenLink:
+    """Run the handshake over the control channel of a fresh link.
+
+    Raises HandshakeFailed, WrongPeer, LinkClosed; the link is then closed with the reason.
+    """
+    try:
+        return await _prove(link, us, expect, entropy(NONCE_BYTES))
+    except BadFrame as error:
+        link.close(CloseCode.PROTOCOL_ERROR, str(error))
+        raise HandshakeFailed(f"the handshake broke: {error}") from error
+    except HandshakeFailed as error:
+        link.close(CloseCode.REFUSED, str(error))
+        raise
+    except BaseException:
+        link.close(CloseCode.REFUSED, "the handshake was given up")
+        raise
+
+
+async def _prove(link: Link, us: Introduction, expect: PeerId | None, nonce: bytes) -> ProvenLink:
+    control = await (link.open_channel if link.role is Role.DIALLER else link.accept_channel)()
+    hello = Hello(VERSION, us.window_bytes, us.epoch, nonce, us.identity.peer, link.kind)
+    handshake = Handshake(
+        link.role,
+        hello,
+        expect=expect,
+        binding=link.binding,
+        sign=us.identity.sign,
+        verify=verify,
+    )
+    _send(control, handshake.start())
+    decoder = RecordDecoder()
+    while True:
+        data = await control.receive()
+        if not data:
+            raise LinkClosed("the other side ended the handshake")
+        records = decoder.feed_untrusted(data)
+        for position, record in enumerate(records):
+            _send(control, handshake.receive(record))
+            if handshake.proven is not None:
+                backlog = tuple(records[position + 1 :])
+                return ProvenLink(link, control, decoder, backlog, handshake.proven)
+
+
+def _send(channel: Channel, records: list[Record]) -> None:
+    if records:
+        channel.send(b"".join(encode(record) for record in records))

@@ -1,0 +1,339 @@
+"""The QUIC link: aioquic's sans-IO `QuicConnection` under trio, one channel a stream.
+
+Three inputs only: an API call, a datagram, a timer. Each ends in `pump`, which hands out events,
+transmits and moves the one deadline. Nothing here waits for the network but `run`, the timer.
+
+aioquic buffers sends without bound and widens windows whether or not anyone reads: `wait_writable`
+and the credit of resume.py are what holds a fast sender back.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import trio
+from aioquic.quic import events
+from aioquic.quic.connection import QuicConnection
+
+from tunnels import quic_tuning as tuning
+from tunnels.errors import LinkClosed
+from tunnels.frames import clip_reason
+from tunnels.handshake import Role
+from tunnels.link import CloseCode, Closure
+from tunnels.peer import format_address
+from tunnels.udp import Address
+
+UNSENT_BYTES = 256 << 10  # queued in a channel and not yet sent once: beyond, writers wait
+UNPROVEN_BYTES = 64 << 10  # all a stranger may send before it has proven its key
+GAP_BYTES = 64 << 20  # held out of order over all streams: no honest peer comes near
+GOODBYE_COPIES = 2  # a lost goodbye costs the other side its whole silence limit
+MAX_REASON_BYTES = 300
+# aioquic asks for a timer at `sent + delay` and then tests `sent <= now - delay`: rounding can
+# make it ask for the same moment for ever.
+TIMER_SLACK_S = 1e-6
+
+# The client drops what comes from an address it does not know: ours is constant, and the real
+# one underneath is the link's own business.
+VIRTUAL_ADDRESS: Address = ("peer", 0)
+
+log = logging.getLogger(__name__)
+logging.getLogger("quic").addHandler(logging.NullHandler())
+
+
+class QuicChannel:
+    """One bidirectional QUIC stream."""
+
+    def __init__(self, link: QuicLink, stream_id: int) -> None:
+        self._link = link
+        self._id = stream_id
+        self._arrived: list[bytes] = []
+        self._written = 0
+        self._at_end = False
+        self._finished = False  # we send no more
+        self._gone: str | None = None
+        self._readers = trio.lowlevel.ParkingLot()
+        self._writers = trio.lowlevel.ParkingLot()
+
+    def send(self, data: bytes) -> None:
+        if not self._finished:
+            self._written += len(data)
+            self._link.write(self._id, data, end=False)
+
+    async def wait_writable(self) -> None:
+        while not self._writable():
+            await self._writers.park()
+
+    async def receive(self) -> bytes:
+        while not self._arrived:
+            if self._at_end:
+                return b""
+            if self._gone is not None:
+                raise LinkClosed(self._gone)
+            await self._readers.park()
+        data = self._arrived[0] if len(self._arrived) == 1 else b"".join(self._arrived)
+        self._arrived.clear()
+        return data
+
+    def finish(self) -> None:
+        if not self._finished:
+            self._finished = True
+            self._link.write(self._id, b"", end=True)
+
+    def reset(self) -> None:
+        self.lose("the channel was reset")
+        self._link.reset_channel(self._id)
+
+    # --- called by the link -------------------------------------------------------------
+
+    def feed(self, data: bytes, end: bool) -> None:
+        if data and self._gone is None:
+            self._arrived.append(data)
+        self._at_end = self._at_end or end
+        self._readers.unpark_all()
+
+    def stop_sending(self) -> None:
+        self._finished = True
+        self._writers.unpark_all()
+
+    def lose(self, reason: str) -> None:
+        self._finished = True
+        if self._gone is None:
+            self._gone = reason
+        self._readers.unpark_all()
+        self._writers.unpark_all()
+
+    def wake_writers(self) -> None:
+        if self._writers and self._writable():
+            self._writers.unpark_all()
+
+    def _writable(self) -> bool:
+        if self._finished:
+            return True
+        sent = self._link.transmitted_bytes(self._id)
+        return sent is None or self._written - sent <= UNSENT_BYTES
+
+
+class QuicLink:
+    """One connection. The transport feeds me datagrams and runs my timer."""
+
+    kind = "quic"
+
+    def __init__(
+        self,
+        quic: QuicConnection,
+        role: Role,
+        remote: Address,
+        send: Callable[[Sequence[bytes], Address], None],
+        *,
+        binding: bytes = b"",
+    ) -> None:
+        self.quic = quic
+        self.role = role
+        self.binding = binding
+        self.trusted = False  # its peer has proven its key: larger limits
+        self.ready = trio.Event()  # TLS is complete
+        self.closed = trio.Event()
+        self.closure: Closure | None = None
+        self.last_heard_s = trio.current_time()
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.on_route: Callable[[bytes, bool], None] = lambda _cid, _add: None
+        self._address = remote
+        self._send = send
+        self._channels: dict[int, QuicChannel] = {}
+        self._delivered = 0
+        self._accepted: list[QuicChannel] = []
+        self._acceptors = trio.lowlevel.ParkingLot()
+        self._deadline = math.inf
+        self._timer: trio.CancelScope | None = None
+
+    @property
+    def remote(self) -> str:
+        return format_address(*self._address)
+
+    @property
+    def address(self) -> Address:
+        return self._address
+
+    # --- the link protocol --------------------------------------------------------------
+
+    async def open_channel(self) -> QuicChannel:
+        self._check_open()
+        self._sweep()
+        stream_id = self.quic.get_next_available_stream_id()
+        self.quic.send_stream_data(stream_id, b"")  # takes the number
+        channel = self._channels[stream_id] = QuicChannel(self, stream_id)
+        return channel
+
+    async def accept_channel(self) -> QuicChannel:
+        while not self._accepted:
+            self._check_open()
+            await self._acceptors.park()
+        return self._accepted.pop(0)
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        if self.closed.is_set():
+            return
+        clipped = reason.encode("utf-8")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
+        if tuning.can_send(self.quic):
+            self.quic.close(error_code=code, reason_phrase=clipped)
+            self._transmit(copies=GOODBYE_COPIES)
+        self._end(Closure(code, reason, by_peer=False))
+
+    # --- the three inputs ---------------------------------------------------------------
+
+    def receive(self, datagram: bytes, sender: Address) -> None:
+        """Take a datagram; `pump` must follow, once for a batch."""
+        if self.closed.is_set():
+            return
+        self.bytes_in += len(datagram)
+        if self.role is Role.DIALLER:
+            sender = VIRTUAL_ADDRESS
+        with self._contained():
+            self.quic.receive_datagram(datagram, sender, trio.current_time())
+
+    def write(self, stream_id: int, data: bytes, *, end: bool) -> None:
+        if not self.closed.is_set():
+            with self._contained():
+                self.quic.send_stream_data(stream_id, data, end_stream=end)
+            self.pump()
+
+    def reset_channel(self, stream_id: int) -> None:
+        if not self.closed.is_set() and tuning.transmitted_bytes(self.quic, stream_id) is not None:
+            self.quic.reset_stream(stream_id, 0)
+            self.quic.stop_stream(stream_id, 0)
+            self.pump()
+
+    async def run(self) -> None:
+        """The timer. Returns when the link is closed."""
+        try:
+            while not self.closed.is_set():
+                with trio.CancelScope(deadline=self._deadline) as self._timer:
+                    await self.closed.wait()
+                if not self.closed.is_set() and trio.current_time() >= self._deadline:
+                    with self._contained():
+                        self.quic.handle_timer(trio.current_time() + TIMER_SLACK_S)
+                    self.pump()
+        finally:
+            self._timer = None
+            self.close(CloseCode.LINK_OVER, "the node is stopping")
+
+    # --- the pump -----------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Hand out events, transmit, move the deadline, wake writers."""
+        with self._contained():
+            self._dispatch()
+            if self.closed.is_set():
+                return
+            self._transmit()
+            if (closing := tuning.closing(self.quic)) is not None:
+                self._end(_closure(*closing))
+                return
+            self._deadline = self.quic.get_timer() or math.inf
+        if self._timer is not None:
+            self._timer.deadline = self._deadline
+        for channel in self._channels.values():
+            channel.wake_writers()
+
+    @contextmanager
+    def _contained(self) -> Iterator[None]:
+        """Whatever a datagram provokes inside the QUIC engine ends this link, not the node."""
+        try:
+            yield
+        except Exception:
+            log.exception("the QUIC engine failed; the link to %s ends", self.remote)
+            self._end(Closure(CloseCode.PROTOCOL_ERROR, "internal error", by_peer=False))
+
+    def transmitted_bytes(self, stream_id: int) -> int | None:
+        return tuning.transmitted_bytes(self.quic, stream_id)
+
+    def _transmit(self, copies: int = 1) -> None:
+        tuning.cap_backoff(self.quic)
+        batch: list[bytes] = []
+        for datagram, address in self.quic.datagrams_to_send(trio.current_time()):
+            if address not in (VIRTUAL_ADDRESS, self._address):
+                self._flush(batch, copies)
+                batch = []
+                self._address = (address[0], address[1])  # aioquic followed the dialler
+            batch.append(datagram)
+        self._flush(batch, copies)
+
+    def _flush(self, batch: list[bytes], copies: int) -> None:
+        if batch:
+            self.bytes_out += sum(map(len, batch)) * copies
+            for _ in range(copies):
+                self._send(batch, self._address)
+
+    def _dispatch(self) -> None:
+        while (event := self.quic.next_event()) is not None:
+            match event:
+                case events.StreamDataReceived():
+                    self.last_heard_s = trio.current_time()
+                    self._delivered += len(event.data)
+                    self._channel(event.stream_id).feed(event.data, event.end_stream)
+                case events.StreamReset():
+                    self._channel(event.stream_id).lose("the other side reset the channel")
+                case events.StopSendingReceived():
+                    self._channel(event.stream_id).stop_sending()
+                case events.HandshakeCompleted():
+                    self.ready.set()
+                case events.ConnectionIdIssued():
+                    self.on_route(event.connection_id, True)
+                case events.ConnectionIdRetired():
+                    self.on_route(event.connection_id, False)
+                case events.ConnectionTerminated():
+                    self._end(_closure(event, by_peer=False))
+        self._check_limits()
+
+    def _check_limits(self) -> None:
+        if self.closed.is_set():
+            return
+        seen = tuning.received_stream_bytes(self.quic)
+        if not self.trusted and self.role is Role.LISTENER and seen > UNPROVEN_BYTES:
+            self.close(CloseCode.PROTOCOL_ERROR, "too much data before the handshake")
+        elif seen - self._delivered > GAP_BYTES and (
+            tuning.buffered_gap_bytes(self.quic) > GAP_BYTES
+        ):
+            self.close(CloseCode.PROTOCOL_ERROR, "too much data out of order")
+
+    def _channel(self, stream_id: int) -> QuicChannel:
+        channel = self._channels.get(stream_id)
+        if channel is None:
+            self._sweep()
+            channel = self._channels[stream_id] = QuicChannel(self, stream_id)
+            theirs = bool(stream_id & 1) == (self.role is Role.DIALLER)
+            if theirs and not stream_id & 2:
+                self._accepted.append(channel)
+                self._acceptors.unpark_all()
+        return channel
+
+    def _sweep(self) -> None:
+        """Forget the channels whose streams aioquic has forgotten: no event names them again."""
+        for stream_id in list(self._channels):
+            if tuning.transmitted_bytes(self.quic, stream_id) is None:
+                del self._channels[stream_id]
+
+    def _check_open(self) -> None:
+        if self.closure is not None:
+            raise LinkClosed(self.closure.reason)
+
+    def _end(self, closure: Closure) -> None:
+        if self.closed.is_set():
+            return
+        self.closure = closure
+        self.closed.set()
+        for channel in self._channels.values():
+            channel.lose(closure.reason)
+        self._channels.clear()
+        self._acceptors.unpark_all()
+
+
+def _closure(event: events.ConnectionTerminated, by_peer: bool) -> Closure:
+    ours = event.frame_type is None  # an application close, with our codes
+    known = ours and event.error_code in set(CloseCode)
+    code = CloseCode(event.error_code) if known else CloseCode.LOST
+    return Closure(code, clip_reason(event.reason_phrase) or "the connection was closed", by_peer)

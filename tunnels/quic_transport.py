@@ -1,0 +1,244 @@
+"""QUIC connections over the node's one socket: who a datagram belongs to, dialling, accepting.
+
+A datagram that belongs to no connection costs one table look-up, and at most one new connection
+when it is a well-formed Initial and few strangers are being heard; garbage leaves nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import ssl
+from collections import Counter
+from collections.abc import Callable
+
+import trio
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]
+from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
+from aioquic.quic.packet import QuicPacketType, QuicProtocolVersion, pull_quic_header
+
+from tunnels import quic_tuning as tuning
+from tunnels.errors import LinkClosed, WrongPeer
+from tunnels.handshake import Role
+from tunnels.identity import Identity, certificate_hash, certificate_peer
+from tunnels.link import Accept, CloseCode
+from tunnels.peer import Candidate, PeerId
+from tunnels.quic import VIRTUAL_ADDRESS, QuicLink
+from tunnels.udp import Address, DatagramSocket
+
+ALPN = "mesh/1"
+QUIC_VERSION = QuicProtocolVersion.VERSION_1
+DATAGRAM_BYTES = 1350  # fits IPv6 over PPPoE and WireGuard without discovery
+# Between two nodes on one machine; below the 16383 that aioquic's packet headers can say. The
+# cost of QUIC in Python is per packet, so this is ten times the throughput.
+SAME_MACHINE_DATAGRAM_BYTES = 16000
+OWN_ADDRESSES_FRESH_S = 5.0
+CONGESTION_CONTROL = "reno"  # "cubic" measured the same within noise
+IDLE_TIMEOUT_S = 120.0  # a backstop: sessions notice silence much sooner
+CID_BYTES = 8
+MAX_CID_BYTES = 20
+MAX_HALF_OPEN = 64
+MAX_HALF_OPEN_PER_HOST = 16
+
+
+class QuicTransport:
+    """I own the connections of one socket. `accept` is called for each that a stranger opens;
+    it returns when the stranger has proven itself or is gone.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        socket: DatagramSocket,
+        nursery: trio.Nursery,
+        accept: Accept,
+        own_addresses: Callable[[], list[str]],
+    ) -> None:
+        self._identity = identity
+        self._own_addresses = own_addresses
+        self._own: frozenset[str] = frozenset()
+        self._own_until_s = -math.inf
+        self._socket = socket
+        self._nursery = nursery
+        self._accept = accept
+        self._links: dict[bytes, QuicLink] = {}
+        self._half_open: Counter[str] = Counter()
+        self._unreachable: dict[Address, str] = {}
+        self._dialling: Counter[Address] = Counter()
+        self._refused = trio.lowlevel.ParkingLot()
+        socket.on_unreachable = self._on_unreachable
+
+    async def run(self) -> None:
+        """Route datagrams until cancelled."""
+        while True:
+            touched: dict[QuicLink, None] = {}
+            for datagram, sender in await self._socket.receive():
+                link = self._route(datagram, sender)
+                if link is not None:
+                    link.receive(datagram, sender)
+                    touched[link] = None
+            for link in touched:
+                link.pump()
+
+    async def dial(self, candidate: Candidate, expect: PeerId) -> QuicLink:
+        """Raises WrongPeer, LinkClosed (refused, or closed by the other side)."""
+        address = (candidate.host, candidate.port)
+        quic = tuning.BoundedConnection(
+            configuration=self._configuration(is_client=True, remote=candidate.host)
+        )
+        link = self._adopt(quic, Role.DIALLER, address)
+        self._route_add(link, quic.host_cid)
+        self._dialling[address] += 1
+        try:
+            quic.connect(VIRTUAL_ADDRESS, now=trio.current_time())
+            self._start(link)
+            await self._established(link, address)
+            self._pin(link, expect)
+        except BaseException:
+            link.close(CloseCode.REFUSED, "not the peer that was sought")
+            raise
+        finally:
+            self._dialling[address] -= 1
+            if not self._dialling[address]:
+                del self._dialling[address]
+                self._unreachable.pop(address, None)
+        return link
+
+    async def _established(self, link: QuicLink, address: Address) -> None:
+        """Until TLS is complete. Raises LinkClosed when the network or the other side says no."""
+
+        async def watch_refusal() -> None:
+            while address not in self._unreachable:
+                await self._refused.park()
+            nursery.cancel_scope.cancel()
+
+        async def watch_close() -> None:
+            await link.closed.wait()
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch_refusal)
+            nursery.start_soon(watch_close)
+            await link.ready.wait()
+            nursery.cancel_scope.cancel()
+        if link.closure is not None:
+            raise LinkClosed(f"closed by the other side: {link.closure.reason}")
+        if not link.ready.is_set():
+            raise LinkClosed(self._unreachable[address])
+
+    def _pin(self, link: QuicLink, expect: PeerId) -> None:
+        certificate = tuning.peer_certificate(link.quic)
+        found = certificate_peer(certificate) if certificate is not None else None
+        if certificate is None or found != expect:
+            raise WrongPeer(expect, found)
+        link.binding = certificate_hash(certificate)
+        link.trusted = True
+
+    # --- routing ------------------------------------------------------------------------
+
+    def _route(self, datagram: bytes, sender: Address) -> QuicLink | None:
+        if len(datagram) < 1 + CID_BYTES:
+            return None
+        if not datagram[0] & 0x80:  # a short header carries our connection id right away
+            return self._links.get(datagram[1 : 1 + CID_BYTES])
+        size = datagram[5]
+        link = self._links.get(datagram[6 : 6 + size])
+        if link is None and len(datagram) >= SMALLEST_MAX_DATAGRAM_SIZE:
+            self._welcome(datagram, sender)
+        return link
+
+    def _welcome(self, datagram: bytes, sender: Address) -> None:
+        """Hear a stranger, unless too many are being heard."""
+        host = sender[0]
+        if (
+            self._half_open.total() >= MAX_HALF_OPEN
+            or self._half_open[host] >= MAX_HALF_OPEN_PER_HOST
+        ):
+            return
+        try:
+            header = pull_quic_header(Buffer(data=datagram), host_cid_length=CID_BYTES)
+        except ValueError:
+            return
+        if (
+            header.packet_type is not QuicPacketType.INITIAL
+            or header.version != QUIC_VERSION
+            or not CID_BYTES <= len(header.destination_cid) <= MAX_CID_BYTES
+        ):
+            return
+        quic = tuning.BoundedConnection(
+            configuration=self._configuration(is_client=False, remote=host),
+            original_destination_connection_id=header.destination_cid,
+        )
+        link = self._adopt(quic, Role.LISTENER, sender)
+        link.binding = self._identity.certificate_hash
+        link.receive(datagram, sender)
+        if link.closed.is_set() or not tuning.has_started(quic):
+            return  # noise that looked like an Initial
+        self._route_add(link, header.destination_cid)
+        self._route_add(link, quic.host_cid)
+        self._half_open[host] += 1
+        self._start(link)
+        self._nursery.start_soon(self._hear, link, host)
+
+    async def _hear(self, link: QuicLink, host: str) -> None:
+        try:
+            await self._accept(link)
+        finally:
+            self._half_open[host] -= 1
+            if not self._half_open[host]:
+                del self._half_open[host]
+
+    def _adopt(self, quic: tuning.BoundedConnection, role: Role, remote: Address) -> QuicLink:
+        tuning.pace(quic, same_machine=self._is_this_machine(remote[0]))
+        link = QuicLink(quic, role, remote, self._socket.send)
+        link.on_route = lambda cid, add: (
+            self._route_add(link, cid) if add else self._route_drop(cid)
+        )
+        return link
+
+    def _start(self, link: QuicLink) -> None:
+        self._nursery.start_soon(self._run_link, link)
+        link.pump()
+
+    async def _run_link(self, link: QuicLink) -> None:
+        try:
+            await link.run()
+        finally:
+            self._links = {cid: other for cid, other in self._links.items() if other is not link}
+
+    def _route_add(self, link: QuicLink, cid: bytes) -> None:
+        self._links[cid] = link
+
+    def _route_drop(self, cid: bytes) -> None:
+        self._links.pop(cid, None)
+
+    def _on_unreachable(self, address: Address, reason: str) -> None:
+        if address in self._dialling:
+            self._unreachable[address] = reason
+            self._refused.unpark_all()
+
+    def _is_this_machine(self, remote: str) -> bool:
+        now = trio.current_time()
+        if now >= self._own_until_s:
+            self._own = frozenset(self._own_addresses())
+            self._own_until_s = now + OWN_ADDRESSES_FRESH_S
+        return remote in self._own
+
+    def _configuration(self, *, is_client: bool, remote: str) -> QuicConfiguration:
+        near = self._is_this_machine(remote)
+        configuration = QuicConfiguration(
+            alpn_protocols=[ALPN],
+            is_client=is_client,
+            congestion_control_algorithm=CONGESTION_CONTROL,
+            connection_id_length=CID_BYTES,
+            idle_timeout=IDLE_TIMEOUT_S,
+            max_datagram_size=SAME_MACHINE_DATAGRAM_BYTES if near else DATAGRAM_BYTES,
+            max_data=4 * tuning.STREAM_WINDOW_BYTES,
+            max_stream_data=tuning.STREAM_WINDOW_BYTES,
+            supported_versions=[QUIC_VERSION],
+        )
+        if is_client:
+            configuration.verify_mode = ssl.CERT_NONE  # the key is pinned instead: see _pin
+        else:
+            configuration.certificate = self._identity.certificate
+            configuration.private_key = self._identity.tls_key
+        return configuration

@@ -1,0 +1,395 @@
+"""One peer: the links to it, the best one, the streams over them.
+
+A session lives as long as one link does. When a link dies and another stands, the side that
+opened a stream moves it there (RESUME) and both ends replay. The other side of a session that
+ends learns the reason from the link's goodbye; a peer that says nothing is suspected after
+SUSPECT_S and given up after `dead_after_s`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVarTuple
+
+import trio
+
+from tunnels.errors import BadFrame, LinkClosed, SessionClosed, TunnelError
+from tunnels.frames import (
+    MAX_SERVICE_BYTES,
+    Ack,
+    Open,
+    RecordDecoder,
+    Reset,
+    ResetCode,
+    Resume,
+    encode,
+)
+from tunnels.handshake import Role
+from tunnels.heartbeat import Heartbeat
+from tunnels.link import LINK_KINDS, Channel, CloseCode, Link, ProvenLink
+from tunnels.opening import first_records, hear_header, refuse
+from tunnels.peer import PeerId
+from tunnels.resume import StreamState
+from tunnels.stream import Stream
+
+MAX_STREAMS = 100  # open at once in one session; a QUIC link carries 128 channels each way
+MAX_LINKS = 4
+RESUME_WITHIN_S = 5.0  # how long a stream waits for another link of a living session
+LINGER_S = 1.0
+REMEMBERED_STREAMS = 1024  # finished ones: a late RESUME is told so
+
+Given = TypeVarTuple("Given")
+Handler = Callable[[Stream], Awaitable[None]]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SessionStats:
+    """Bytes on the wire over all links so far; the link in use (kind, remote address)."""
+
+    bytes_in: int
+    bytes_out: int
+    link_kind: str | None
+    remote: str | None
+
+
+@dataclass(frozen=True)
+class SessionSetup:
+    """What a session needs from its endpoint.
+
+    answer(peer, service): the handler, or the sentence why there is none.
+    nursery: the endpoint's, for the session's tasks.
+    """
+
+    answer: Callable[[PeerId, str], Handler | str]
+    nursery: trio.Nursery
+    on_end: Callable[[Session], None]
+    me: PeerId
+    dead_after_s: float
+
+
+class Session:
+    """All there is between this node and one running process of a peer."""
+
+    def __init__(self, first: ProvenLink, setup: SessionSetup) -> None:
+        self.peer = first.peer
+        self.epoch = first.proven.epoch
+        self.closed = trio.Event()
+        self.close_reason: str | None = None
+        self._window_bytes = first.proven.window_bytes
+        self._setup = setup
+        self._links: list[ProvenLink] = []
+        self._beats: dict[Link, Heartbeat] = {}
+        self._streams: dict[tuple[bool, int], Stream] = {}
+        self._finished: OrderedDict[tuple[bool, int], None] = OrderedDict()
+        self._next_number = 0
+        self._past_bytes_in = 0
+        self._past_bytes_out = 0
+        self._streams_changed = trio.lowlevel.ParkingLot()
+
+    def __repr__(self) -> str:
+        return f"Session({self.peer.short})"
+
+    # --- for users ----------------------------------------------------------------------
+
+    async def open(self, service: str) -> Stream:
+        """A stream to the peer's `service`. Data may follow at once; a refusal comes later.
+
+        Raises SessionClosed, TunnelError (too many streams).
+        """
+        if not 1 <= len(service.encode("utf-8")) <= MAX_SERVICE_BYTES:
+            raise ValueError(f"a service name has 1 to {MAX_SERVICE_BYTES} bytes")
+        if len(self._streams) >= MAX_STREAMS:
+            raise TunnelError(
+                f"{MAX_STREAMS} streams to {self.peer.short} are open already; close some first"
+            )
+        channel = await self._open_channel()
+        number = self._next_number
+        self._next_number += 1
+        state = StreamState(send_limit=self._window_bytes)
+        stream = self._add_stream(service, number, opened_here=True, state=state)
+        channel.send(encode(Open(number, state.position.limit, service)))
+        stream.attach(channel)
+        self._spawn(self._carry, stream, channel, RecordDecoder())
+        return stream
+
+    @property
+    def rtt_s(self) -> float | None:
+        """Round trip over the link in use, measured by pings; None before the first answer."""
+        best = self.best_link
+        return None if best is None else self._beats[best].rtt_s
+
+    @property
+    def suspected(self) -> bool:
+        """True when nothing was heard on any link for SUSPECT_S."""
+        return all(beat.suspected for beat in self._beats.values())
+
+    @property
+    def stats(self) -> SessionStats:
+        best = self.best_link
+        links = [proven.link for proven in self._links]
+        return SessionStats(
+            bytes_in=self._past_bytes_in + sum(link.bytes_in for link in links),
+            bytes_out=self._past_bytes_out + sum(link.bytes_out for link in links),
+            link_kind=best.kind if best else None,
+            remote=best.remote if best else None,
+        )
+
+    async def aclose(self, reason: str = "") -> None:
+        """End the session; the peer is told `reason`.
+
+        Streams that were closed before get up to LINGER_S for their last bytes to arrive.
+        """
+        with trio.move_on_after(LINGER_S):
+            while any(stream.lingering for stream in self._streams.values()):
+                await self._streams_changed.park()
+        self.end(reason or "closed by the other side")
+        await trio.lowlevel.checkpoint()
+
+    # --- links --------------------------------------------------------------------------
+
+    @property
+    def best_link(self) -> Link | None:
+        """Lowest rank first; then the one dialled by the lower PeerId, so both ends agree."""
+        if not self._links:
+            return None
+        return min(self._links, key=self._preference).link
+
+    def _preference(self, proven: ProvenLink) -> tuple[int, bool]:
+        dialled_here = proven.link.role is Role.DIALLER
+        lower_is_me = self._setup.me < self.peer
+        return LINK_KINDS[proven.link.kind].rank, dialled_here != lower_is_me
+
+    def add_link(self, proven: ProvenLink) -> None:
+        """Take a proven link of this peer and epoch into use."""
+        if len(self._links) >= MAX_LINKS or self.closed.is_set():
+            proven.link.close(CloseCode.LINK_OVER, "enough links stand already")
+            return
+        self._links.append(proven)
+        self._beats[proven.link] = Heartbeat(proven, self._setup.dead_after_s)
+        self._spawn(self._run_link, proven)
+
+    async def _run_link(self, proven: ProvenLink) -> None:
+        link = proven.link
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._beats[link].run)
+                nursery.start_soon(self._accept_channels, link)
+                await link.closed.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._drop_link(proven)
+
+    def _drop_link(self, proven: ProvenLink) -> None:
+        link = proven.link
+        link.close(CloseCode.LINK_OVER, "the node is stopping")
+        self._links.remove(proven)
+        del self._beats[link]
+        self._past_bytes_in += link.bytes_in
+        self._past_bytes_out += link.bytes_out
+        closure = link.closure
+        assert closure is not None
+        over = closure.by_peer and closure.code is CloseCode.SESSION_OVER
+        if over or not self._links:
+            self.end(closure.reason)
+
+    def end(self, reason: str) -> None:
+        """Close every link with `reason` and fail what streams are left. Ends once."""
+        if self.closed.is_set():
+            return
+        self.close_reason = reason
+        self.closed.set()
+        for proven in self._links:
+            proven.link.close(CloseCode.SESSION_OVER, reason)
+        for stream in list(self._streams.values()):
+            stream.lose(f"the session with {self.peer.short} ended: {reason}")
+        self._streams.clear()
+        self._streams_changed.unpark_all()
+        self._setup.on_end(self)
+
+    # --- streams ------------------------------------------------------------------------
+
+    async def _open_channel(self) -> Channel:
+        while (link := self.best_link) is not None:
+            try:
+                return await link.open_channel()
+            except LinkClosed:
+                await trio.lowlevel.checkpoint()  # its own task is about to drop it
+        raise SessionClosed(
+            f"the session with {self.peer.short} is over"
+            + (f": {self.close_reason}" if self.close_reason else "; connect again")
+        )
+
+    def _add_stream(
+        self, service: str, number: int, *, opened_here: bool, state: StreamState
+    ) -> Stream:
+        stream = Stream(
+            self.peer,
+            service,
+            number,
+            opened_here=opened_here,
+            state=state,
+            changed=self._forget,
+        )
+        self._streams[opened_here, number] = stream
+        return stream
+
+    def _forget(self, stream: Stream) -> None:
+        key = (stream.opened_here, stream.number)
+        if self._streams.get(key) is stream:
+            del self._streams[key]
+            self._streams_changed.unpark_all()
+            self._finished[key] = None
+            while len(self._finished) > REMEMBERED_STREAMS:
+                self._finished.popitem(last=False)
+
+    async def _carry(self, stream: Stream, channel: Channel, decoder: RecordDecoder) -> None:
+        """Run a stream over `channel` and, when that dies, over the next one."""
+        while True:
+            try:
+                await stream.read_channel(channel, decoder)
+            except LinkClosed:
+                pass
+            except BadFrame as error:
+                self._protocol_error(error)
+            if stream.finished or stream.channel is not channel:
+                return  # done, or another task carries it
+            stream.detach()
+            if not stream.opened_here:
+                await self._await_resume(stream)
+                return
+            moved = await self._move(stream)
+            if moved is None:
+                return
+            channel, decoder = moved
+
+    async def _await_resume(self, stream: Stream) -> None:
+        with trio.move_on_after(RESUME_WITHIN_S):
+            await stream.reattached.wait()
+            return
+        self._give_up(stream)
+
+    async def _move(self, stream: Stream) -> tuple[Channel, RecordDecoder] | None:
+        """Take a stream that we opened to another channel. None when it is lost."""
+        with trio.move_on_after(RESUME_WITHIN_S):
+            while not self.closed.is_set():
+                try:
+                    channel = await self._open_channel()
+                    position = stream.position
+                    channel.send(encode(Resume(stream.number, position.received, position.limit)))
+                    records, decoder = await first_records(channel)
+                    match records[0]:
+                        case Ack() as answer:
+                            stream.attach(channel, answer)
+                            stream.take_records(records[1:])
+                            return channel, decoder
+                        case Reset(ResetCode.LOST):
+                            channel.finish()
+                            break
+                        case other:
+                            raise BadFrame(f"a {type(other).__name__} record answers RESUME")
+                except BadFrame as error:
+                    self._protocol_error(error)
+                except (LinkClosed, SessionClosed):
+                    await trio.lowlevel.checkpoint()
+        self._give_up(stream)
+        return None
+
+    def _give_up(self, stream: Stream) -> None:
+        stream.lose(f"the link to {self.peer.short} died and no other took over the stream")
+        self._forget(stream)
+
+    def _spawn(self, task: Callable[[*Given], Awaitable[None]], *given: *Given) -> None:
+        """Run a task of this session. A bug in it ends the session, not the node."""
+
+        async def contained() -> None:
+            try:
+                await task(*given)
+            except Exception:
+                log.exception("a task of the session with %s failed", self.peer.short)
+                self.end("internal error")
+
+        self._setup.nursery.start_soon(contained)
+
+    def _protocol_error(self, error: BadFrame) -> None:
+        log.warning("peer %s broke the protocol: %s", self.peer.short, error)
+        for proven in list(self._links):
+            proven.link.close(CloseCode.PROTOCOL_ERROR, str(error))
+
+    # --- channels the peer opens --------------------------------------------------------
+
+    async def _accept_channels(self, link: Link) -> None:
+        while True:
+            try:
+                channel = await link.accept_channel()
+            except LinkClosed:
+                return
+            self._spawn(self._greet, channel)
+
+    async def _greet(self, channel: Channel) -> None:
+        try:
+            heard = await hear_header(channel)
+            if heard is None:
+                return
+            header, records, decoder = heard
+            if isinstance(header, Open):
+                stream = await self._accept_stream(header, channel)
+            else:
+                stream = await self._resume_stream(header, channel)
+            if stream is None:
+                return
+            stream.take_records(records)
+        except BadFrame as error:
+            self._protocol_error(error)
+            return
+        await self._carry(stream, channel, decoder)
+
+    async def _accept_stream(self, header: Open, channel: Channel) -> Stream | None:
+        key = (False, header.stream)
+        if key in self._streams or key in self._finished:
+            raise BadFrame(f"stream {header.stream} was opened twice")
+        answer: Handler | str = "too many streams are open; close some first"
+        if len(self._streams) < MAX_STREAMS:
+            answer = self._setup.answer(self.peer, header.service)
+        if isinstance(answer, str):
+            await refuse(channel, Reset(ResetCode.REFUSED, answer))
+            return None
+        state = StreamState(send_limit=header.limit)
+        stream = self._add_stream(header.service, header.stream, opened_here=False, state=state)
+        stream.attach(channel)
+        self._spawn(_handle, answer, stream)
+        return stream
+
+    async def _resume_stream(self, header: Resume, channel: Channel) -> Stream | None:
+        stream = self._streams.get((False, header.stream))
+        if stream is None:
+            await refuse(channel, Reset(ResetCode.LOST, "this stream is over"))
+            return None
+        if (old := stream.channel) is not None:
+            old.reset()
+            stream.detach()
+        stream.attach(channel, Ack(header.received, header.limit))
+        return stream
+
+
+async def _handle(handler: Handler, stream: Stream) -> None:
+    """Run a service's handler. Its failure is the stream's, never the node's."""
+    try:
+        await handler(stream)
+    except TunnelError as error:
+        log.info("the handler of %r ended early: %s", stream.service, error)
+        stream.reset("the service broke off")
+    except Exception:
+        log.exception("the handler of %r failed", stream.service)
+        stream.reset("the service failed; its node's log says why")
+    else:
+        await stream.aclose()
+
+
+def new_epoch() -> bytes:
+    return secrets.token_bytes(16)

@@ -1,0 +1,246 @@
+"""One stream as its user sees it: a trio half-closeable stream over whatever channel is up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from tunnels.errors import StreamError, StreamLost, StreamRefused, StreamReset
+from tunnels.frames import MAX_DATA_BYTES, Ack, Record, RecordDecoder, ResetCode, clip_reason
+from tunnels.link import Channel
+from tunnels.peer import PeerId
+from tunnels.resume import Failure, StreamState
+
+RECEIVE_BYTES = 256 << 10  # receive_some without a size
+
+
+class Stream(trio.abc.HalfCloseableStream):
+    """An ordered byte stream to a service of a peer, or from a peer to a service of ours.
+
+    Reads and writes raise StreamRefused, StreamReset or StreamLost once the stream has failed,
+    and trio.ClosedResourceError once `aclose` was called here. `send_all` returns when the last
+    byte is on its way, and waits while the reader does not read.
+    """
+
+    def __init__(
+        self,
+        peer: PeerId,
+        service: str,
+        number: int,
+        *,
+        opened_here: bool,
+        state: StreamState,
+        changed: Callable[[Stream], None],
+    ) -> None:
+        self.peer = peer
+        self.service = service
+        self.number = number
+        self.opened_here = opened_here
+        self.reattached = trio.Event()
+        self._state = state
+        self._changed = changed
+        self._channel: Channel | None = None
+        self._lost: str | None = None
+        self._closed = False
+        self._sending = False
+        self._receiving = False
+        self._readers = trio.lowlevel.ParkingLot()
+        self._writers = trio.lowlevel.ParkingLot()
+
+    def __repr__(self) -> str:
+        return f"Stream({self.service!r}, peer={self.peer.short})"
+
+    # --- writing ------------------------------------------------------------------------
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self._sending:
+            raise trio.BusyResourceError("another task is already sending on this stream")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._sending = True
+        try:
+            view = memoryview(data).cast("B")
+            self._check_writable()
+            while view:
+                await self._wait_room()
+                size = min(self._state.sendable_bytes, MAX_DATA_BYTES)
+                self._state.send(bytes(view[:size]))
+                view = view[size:]
+                self._flush()
+        finally:
+            self._sending = False
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._check_writable()
+        await self._wait_room()
+
+    async def send_eof(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._state.ended and not self._state.stopped_by_peer:
+            return
+        self._check_writable()
+        self._state.end()
+        self._flush()
+
+    async def _wait_room(self) -> None:
+        while True:
+            self._check_writable()
+            if not self._state.sendable_bytes:
+                await self._writers.park()
+                continue
+            channel = self._channel
+            if channel is None:
+                return  # kept for the next channel, as far as the window goes
+            await channel.wait_writable()
+            if channel is self._channel and self._state.sendable_bytes:
+                self._check_writable()
+                return
+
+    def _check_writable(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed here")
+        self._check_failed()
+        if self._state.stopped_by_peer:
+            raise StreamReset("the other side reads no more of this stream")
+        if self._lost is not None:
+            raise StreamLost(self._lost)
+        if self._state.ended:
+            raise trio.ClosedResourceError("send_eof was called on this stream")
+
+    # --- reading ------------------------------------------------------------------------
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        if self._receiving:
+            raise trio.BusyResourceError("another task is already reading this stream")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._receiving = True
+        try:
+            while not self._readable():
+                await self._readers.park()
+        finally:
+            self._receiving = False
+        data = self._state.take(max_bytes or RECEIVE_BYTES)
+        self._flush()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return data
+
+    def _readable(self) -> bool:
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed here")
+        self._check_failed()
+        if self._state.readable_bytes or self._state.at_end:
+            return True
+        if self._lost is not None:
+            raise StreamLost(self._lost)
+        return False
+
+    # --- ending -------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """End both directions: what was sent still arrives, what was not read is dropped."""
+        if not self._closed:
+            self._closed = True
+            self._state.end()
+            self._state.stop()
+            self._flush()
+            self._wake()
+        await trio.lowlevel.checkpoint()
+
+    def reset(self, reason: str) -> None:
+        """Give the stream up at once; the other side's reads and writes fail with `reason`."""
+        self.fail(ResetCode.FAILED, reason)
+
+    def fail(self, code: ResetCode, reason: str) -> None:
+        self._state.reset(code, clip_reason(reason))
+        self._flush()
+        self._wake()
+
+    def lose(self, reason: str) -> None:
+        """The session is gone. What has arrived can still be read."""
+        if self._lost is None:
+            self._lost = reason
+        self.detach()
+        self._wake()
+
+    def _check_failed(self) -> None:
+        failure = self._state.failure
+        if failure is not None:
+            raise _error_of(failure)
+
+    # --- the channel below --------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        return self._state.finished
+
+    @property
+    def lingering(self) -> bool:
+        """Closed here, and what was sent has not all arrived yet."""
+        return self._closed and not self._state.finished
+
+    @property
+    def position(self) -> Ack:
+        return self._state.position
+
+    @property
+    def channel(self) -> Channel | None:
+        return self._channel
+
+    def attach(self, channel: Channel, position: Ack | None = None) -> None:
+        """Use `channel`; `position` is the other side's when the stream is being resumed."""
+        self._channel = channel
+        if position is not None:
+            self._state.reattach(position)
+        self.reattached.set()
+        self._flush()
+        self._wake()
+
+    def detach(self) -> None:
+        self._channel = None
+        self._state.detach()
+        self.reattached = trio.Event()
+        self._writers.unpark_all()
+
+    async def read_channel(self, channel: Channel, decoder: RecordDecoder) -> None:
+        """Take records until the channel ends or another has taken its place.
+
+        Raises LinkClosed, BadFrame.
+        """
+        while self._channel is channel:
+            data = await channel.receive()
+            if not data or self._channel is not channel:
+                return
+            self.take_records(decoder.feed_untrusted(data))
+
+    def take_records(self, records: list[Record]) -> None:
+        for record in records:
+            self._state.receive(record)
+        self._flush()
+        self._wake()
+
+    def _flush(self) -> None:
+        if self._channel is not None:
+            records = self._state.outgoing()
+            if records:
+                self._channel.send(records[0] if len(records) == 1 else b"".join(records))
+            if self._state.finished:
+                self._channel.finish()
+        if self._state.finished:
+            self._changed(self)
+
+    def _wake(self) -> None:
+        self._readers.unpark_all()
+        self._writers.unpark_all()
+
+
+def _error_of(failure: Failure) -> StreamError:
+    kinds = {
+        ResetCode.REFUSED: StreamRefused,
+        ResetCode.LOST: StreamLost,
+        ResetCode.FAILED: StreamReset,
+    }
+    return kinds[failure.code](failure.reason or "the stream was reset without a reason")
