@@ -1,0 +1,157 @@
+"""The members of one mesh that we know: where they may be, what they say, when they were heard.
+
+Records are taken from the member itself over its proven session, and such a word always replaces
+the one before, whatever its sequence number: that is the member's wall clock, which may have been
+ahead. Once members pass on each other's, the number says which word is newer, and a signature over
+`Member.claim` has its place here. The payload belongs to the layer above and is opaque here.
+
+Sans-IO: `now` comes in as unix seconds.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from tunnels.errors import BadFrame
+from tunnels.peer import Candidate, PeerId, parse_peer_id_untrusted
+
+MEMBER_LIFETIME_S = 30 * 24 * 3600
+"""A member unheard of for this long is dropped; its grant still lets it come back."""
+MAX_MEMBERS = 1000
+"""Of more, the ones heard longest ago are dropped: a roster is dialled through and kept on disk."""
+MAX_NAME_CHARS = 64
+MAX_CANDIDATES = 32
+MAX_PAYLOAD_BYTES = 256 * 1024
+
+_FORMAT = 1
+_T = TypeVar("_T", str, int)
+
+
+class BadRosterState(Exception):
+    """Saved state that no roster wrote."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member's newest word about itself. `last_seen` is ours, in unix seconds."""
+
+    peer: PeerId
+    name: str
+    candidates: tuple[Candidate, ...] = ()
+    payload: bytes = b""
+    seq: int = 0
+    last_seen: float = 0.0
+
+    def __post_init__(self) -> None:
+        """`ValueError` for what no member may claim: it may come from anyone."""
+        if not self.name or len(self.name) > MAX_NAME_CHARS or not self.name.isprintable():
+            raise ValueError(f"a name has 1 to {MAX_NAME_CHARS} printable characters")
+        if len(self.candidates) > MAX_CANDIDATES or len(self.payload) > MAX_PAYLOAD_BYTES:
+            raise ValueError("a member claims too many addresses or too large a payload")
+        if self.seq < 0 or not math.isfinite(self.last_seen):
+            raise ValueError("a sequence number or a time out of range")
+
+    def claim(self) -> tuple[str, tuple[Candidate, ...], bytes, int]:
+        """What the member itself says: all but our own observation."""
+        return self.name, self.candidates, self.payload, self.seq
+
+
+class Roster:
+    """I keep the newest record of each member of one mesh."""
+
+    def __init__(self) -> None:
+        self._members: dict[PeerId, Member] = {}
+
+    def merge(self, member: Member) -> bool:
+        """Takes a member's own word; says whether it is news, the moment and number left out."""
+        known = self._members.get(member.peer)
+        if known is not None:
+            member = replace(member, last_seen=max(known.last_seen, member.last_seen))
+        self._members[member.peer] = member
+        if len(self._members) > MAX_MEMBERS:
+            others = (one for one in self._members.values() if one.peer != member.peer)
+            del self._members[min(others, key=lambda one: one.last_seen).peer]
+        return known is None or known.claim()[:-1] != member.claim()[:-1]
+
+    def saw(self, peer: PeerId, now: float) -> None:
+        """The peer was heard from at `now`; nothing for one that is no member."""
+        known = self._members.get(peer)
+        if known is not None:
+            self._members[peer] = replace(known, last_seen=max(known.last_seen, now))
+
+    def get(self, peer: PeerId) -> Member | None:
+        return self._members.get(peer)
+
+    def members(self) -> tuple[Member, ...]:
+        """Every member, the one heard from last first; equals by PeerId."""
+        return tuple(
+            sorted(self._members.values(), key=lambda member: (-member.last_seen, member.peer))
+        )
+
+    def expire(self, now: float) -> tuple[PeerId, ...]:
+        """Drops those unheard of for `MEMBER_LIFETIME_S` and names them."""
+        gone = tuple(
+            member.peer
+            for member in self._members.values()
+            if now - member.last_seen > MEMBER_LIFETIME_S
+        )
+        for peer in gone:
+            del self._members[peer]
+        return gone
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"format": _FORMAT, "members": [_to_entry(member) for member in self.members()]}
+
+    @classmethod
+    def from_state_untrusted(cls, state: object) -> Roster:
+        """The roster `to_state` gave; raises `BadRosterState` and nothing else."""
+        roster = cls()
+        try:
+            if not isinstance(state, Mapping) or state["format"] != _FORMAT:
+                raise BadRosterState("the saved members are in a format this mesh does not know")
+            for entry in state["members"]:
+                roster.merge(_from_entry(entry))
+        except (KeyError, TypeError, ValueError, OverflowError, BadFrame) as error:
+            raise BadRosterState("the saved members are damaged") from error
+        return roster
+
+
+def _to_entry(member: Member) -> dict[str, Any]:
+    return {
+        "peer": str(member.peer),
+        "name": member.name,
+        "candidates": [
+            [candidate.transport, candidate.host, candidate.port, candidate.kind]
+            for candidate in member.candidates
+        ],
+        "payload": base64.b64encode(member.payload).decode("ascii"),
+        "seq": member.seq,
+        "last_seen": member.last_seen,
+    }
+
+
+def _from_entry(entry: Mapping[str, Any]) -> Member:
+    return Member(
+        peer=parse_peer_id_untrusted(_typed(entry["peer"], str)),
+        name=_typed(entry["name"], str),
+        candidates=tuple(
+            Candidate(
+                _typed(transport, str), _typed(host, str), _typed(port, int), _typed(kind, str)
+            )
+            for transport, host, port, kind in entry["candidates"]
+        ),
+        payload=base64.b64decode(_typed(entry["payload"], str), validate=True),
+        seq=_typed(entry["seq"], int),
+        last_seen=float(entry["last_seen"]),
+    )
+
+
+def _typed(value: object, kind: type[_T]) -> _T:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError("a value of the wrong kind")
+    return value

@@ -1,0 +1,155 @@
+"""Who is known: the newest word wins, silence ends a record."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from discovery.roster import (
+    MAX_MEMBERS,
+    MEMBER_LIFETIME_S,
+    BadRosterState,
+    Member,
+    Roster,
+)
+from tunnels.peer import Candidate, PeerId
+
+ANN, BEN = (PeerId(bytes([n]) * 32) for n in (1, 2))
+HOME = (Candidate("quic", "10.0.0.1", 1), Candidate("quic", "2001:db8::1", 2, "given"))
+
+
+def test_a_members_own_word_wins_and_last_seen_never_goes_back() -> None:
+    roster = Roster()
+    assert roster.merge(Member(ANN, "ann", HOME, b"one", seq=5, last_seen=100))
+    assert roster.merge(Member(ANN, "newer", (), b"two", seq=6, last_seen=90))
+    assert roster.get(ANN) == Member(ANN, "newer", (), b"two", seq=6, last_seen=100)
+
+
+def test_a_member_whose_clock_was_ahead_is_heard_again() -> None:
+    roster = Roster()
+    roster.merge(Member(ANN, "ann", HOME, seq=2**50, last_seen=100))
+    moved = Member(ANN, "ann", HOME[1:], seq=5, last_seen=200)
+    assert roster.merge(moved)
+    assert roster.get(ANN) == moved
+
+
+def test_the_same_word_again_is_no_news() -> None:
+    roster = Roster()
+    roster.merge(Member(ANN, "ann", HOME, seq=5, last_seen=100))
+    assert not roster.merge(Member(ANN, "ann", HOME, seq=6, last_seen=200))
+    assert roster.get(ANN) == Member(ANN, "ann", HOME, seq=6, last_seen=200)
+
+
+def test_of_too_many_members_the_one_heard_longest_ago_goes() -> None:
+    roster = Roster()
+    crowd = [PeerId(number.to_bytes(32, "big")) for number in range(MAX_MEMBERS)]
+    for moment, peer in enumerate(crowd):
+        roster.merge(Member(peer, "one", last_seen=float(moment + 10)))
+    roster.merge(Member(ANN, "ann", last_seen=1.0))
+    assert len(roster.members()) == MAX_MEMBERS
+    assert roster.get(crowd[0]) is None
+    assert roster.get(ANN) is not None, "the newcomer is here now, whatever the clock says"
+
+
+def test_a_claim_leaves_out_what_we_saw_ourselves() -> None:
+    early, late = (Member(ANN, "ann", HOME, b"one", 5, last_seen=t) for t in (1, 2))
+    assert early != late
+    assert early.claim() == late.claim()
+
+
+def test_members_are_listed_the_one_heard_last_first() -> None:
+    roster = Roster()
+    roster.merge(Member(ANN, "ann", last_seen=1))
+    roster.merge(Member(BEN, "ben", last_seen=1))
+    assert [member.name for member in roster.members()] == ["ann", "ben"]
+    roster.saw(BEN, 2.0)
+    roster.saw(BEN, 1.5)
+    roster.saw(PeerId(bytes(32)), 9.0)
+    assert [(m.name, m.last_seen) for m in roster.members()] == [("ben", 2.0), ("ann", 1)]
+
+
+def test_a_silent_member_is_dropped_in_the_end() -> None:
+    roster = Roster()
+    roster.merge(Member(ANN, "ann", last_seen=0))
+    roster.merge(Member(BEN, "ben", last_seen=10))
+    assert roster.expire(MEMBER_LIFETIME_S) == ()
+    assert roster.expire(MEMBER_LIFETIME_S + 1) == (ANN,)
+    assert roster.get(ANN) is None
+
+
+def test_a_roster_survives_a_restart() -> None:
+    roster = Roster()
+    roster.merge(Member(ANN, "ann", HOME, b"\0\xff", seq=3, last_seen=1.5))
+    roster.merge(Member(BEN, "ben"))
+    again = Roster.from_state_untrusted(json.loads(json.dumps(roster.to_state())))
+    assert again.members() == roster.members()
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"name": ""},
+        {"name": "x" * 65},
+        {"name": "two\nlines"},
+        {"name": "\x1b[2J"},
+        {"candidates": HOME * 17},
+        {"payload": bytes(256 * 1024 + 1)},
+        {"seq": -1},
+        {"last_seen": float("inf")},
+        {"last_seen": float("nan")},
+    ],
+)
+def test_a_member_may_not_claim_just_anything(claim: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        Member(**{"peer": ANN, "name": "ann", **claim})
+
+
+def state(**changes: object) -> dict[str, object]:
+    roster = Roster()
+    roster.merge(Member(ANN, "ann", HOME, b"one", seq=5, last_seen=100))
+    saved = roster.to_state()
+    saved["members"][0].update(changes)
+    return saved
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        None,
+        {"format": 2, "members": []},
+        {"format": 1},
+        {"format": 1, "members": [None]},
+        state(peer="nobody"),
+        state(peer=3),
+        state(name=["a"]),
+        state(candidates=[["quic", 1, 1, "host"]]),
+        state(candidates=[["quic", "10.0.0.1", 1.5, "host"]]),
+        state(candidates=[["quic", "10.0.0.1", 0, "host"]]),
+        state(candidates=[["quic"]]),
+        state(payload="%"),
+        state(seq=True),
+        state(last_seen="long ago"),
+        state(last_seen=10**400),
+    ],
+)
+def test_a_damaged_roster_is_not_read(saved: object) -> None:
+    with pytest.raises(BadRosterState):
+        Roster.from_state_untrusted(saved)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
+)
+FIELDS = st.sampled_from(["peer", "name", "candidates", "payload", "seq", "last_seen"])
+
+
+@given(JSON, st.dictionaries(FIELDS, JSON))
+def test_no_state_upsets_the_reader(anything: object, changes: dict[str, object]) -> None:
+    for saved in (anything, {"format": 1, "members": anything}, state(**changes)):
+        try:
+            Roster.from_state_untrusted(saved)
+        except BadRosterState:
+            continue
