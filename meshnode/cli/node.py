@@ -1,0 +1,166 @@
+"""`mesh worker` and `mesh serve`: a node in the foreground, until Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import trio
+
+from meshnode.cli.engine import ensure_engine
+from meshnode.cli.logs import LOG_NAME, log_to
+from meshnode.cli.settings import DEFAULT_HTTP, Invocation, home_option, read_settings
+from meshnode.cli.signals import run_until_signal
+from meshnode.cli.views import choose_view
+from meshnode.config import (
+    DEFAULT_CTX_TOKENS,
+    Address,
+    LendConfig,
+    NodeConfig,
+    ServeConfig,
+    Split,
+    parse_address,
+    parse_size,
+)
+from meshnode.engine.children import PARENT_FD_VARIABLE
+from meshnode.errors import UsageError
+from meshnode.node import Node
+from meshnode.state import Home, default_home
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _node_options(command: _Command) -> _Command:
+    """The options of both commands, last one first."""
+    folder = click.Path(path_type=Path)
+    for decorate in (
+        click.option("--log-format", type=click.Choice(["auto", "plain", "json"]), default="auto"),
+        home_option,
+        click.option("--name", help="What other nodes call this one (default: the host's name)."),
+        click.option("--listen", default=None, help="HOST:PORT for peers (default: any, stable)."),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads of the engine."),
+        click.option("--device", help="Devices to lend, by name, with commas between."),
+        click.option("--memory", help="Memory to lend at most, like 12G."),
+        click.option("--models", multiple=True, type=folder, help="Folder with GGUF files."),
+        click.option("--join-file", multiple=True, type=folder, help="File that holds a token."),
+        click.option("--join", multiple=True, help="Invite token; - reads standard input."),
+        click.argument("settings", nargs=-1, metavar="[join=TOKEN]..."),
+    ):
+        command = decorate(command)
+    return command
+
+
+@click.command()
+@_node_options
+@click.pass_obj
+def worker(invocation: Invocation, /, **options: Any) -> None:
+    """Lend this machine's memory and devices to the mesh."""
+    node_config, bare_rpc = _node_config(options, invocation)
+    if bare_rpc:
+        raise UsageError("rpc=HOST:PORT is for `mesh serve`")
+    _run(Launch(node_config, _lend_config(options), None), options["log_format"])
+
+
+@click.command()
+@click.option("--model", help="GGUF file, or name of a model in --models (default: the demo).")
+@click.option("--http", default=DEFAULT_HTTP, help="HOST:PORT of the chat endpoint.")
+@click.option("--ctx", type=click.IntRange(64), help=f"Context tokens ({DEFAULT_CTX_TOKENS}).")
+@click.option("--layers", help="Layers by node, like local=0:3,tower=4:output.")
+@click.option("--tensor-split", help="Shares by node, like 1,3.")
+@click.option("--split", type=click.Choice([split.value for split in Split]), default=None)
+@click.option("--lend", is_flag=True, help="Be a worker for others too.")
+@_node_options
+@click.pass_obj
+def serve(invocation: Invocation, /, **options: Any) -> None:
+    """Serve a model over the mesh's machines as an OpenAI-compatible endpoint.
+
+    What follows a bare -- goes to llama-server as it is.
+    """
+    _refuse_lending_options(options)
+    node_config, bare_rpc = _node_config(options, invocation)
+    http = parse_address(options["http"], what="--http")
+    split = options["split"]
+    serve_config = ServeConfig(
+        model=options["model"],
+        http=Address(http.host or "0.0.0.0", http.port),  # noqa: S104 - as the user asked
+        ctx_tokens=options["ctx"],
+        layers=options["layers"],
+        tensor_split=options["tensor_split"],
+        split=Split(split) if split else None,
+        bare_rpc=bare_rpc,
+        engine_options=invocation.engine_options,
+        threads=options["threads"],
+    )
+    lend = _lend_config(options) if options["lend"] else None
+    _run(Launch(node_config, lend, serve_config), options["log_format"])
+
+
+def _refuse_lending_options(options: dict[str, Any]) -> None:
+    """A limit on what is lent must not be taken for a limit on what is used here."""
+    for option in ("memory", "device"):
+        if options[option] and not options["lend"]:
+            raise UsageError(
+                f"--{option} says what is lent to others: add --lend, or leave it out "
+                "(--layers and --tensor-split say what is computed here)"
+            )
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Everything a node is told at its start."""
+
+    node: NodeConfig
+    lend: LendConfig | None
+    serve: ServeConfig | None
+
+
+def _node_config(
+    options: dict[str, Any], invocation: Invocation
+) -> tuple[NodeConfig, tuple[Address, ...]]:
+    joins, bare_rpc = read_settings(
+        options["settings"],
+        join=options["join"],
+        join_file=options["join_file"],
+        join_text=invocation.join_text,
+    )
+    listen = options["listen"]
+    config = NodeConfig(
+        home=options["home"],
+        name=options["name"],
+        listen=parse_address(listen, what="--listen") if listen else None,
+        joins=joins,
+        model_folders=options["models"],
+    )
+    return config, bare_rpc
+
+
+def _lend_config(options: dict[str, Any]) -> LendConfig:
+    return LendConfig(
+        memory_bytes=parse_size(options["memory"]) if options["memory"] else None,
+        devices=tuple(options["device"].split(",")) if options["device"] else (),
+        threads=options["threads"],
+    )
+
+
+def _run(launch: Launch, log_format: str) -> None:
+    with Home(launch.node.home or default_home()) as home:
+        log_to(home.subfolder("logs") / LOG_NAME)
+        engine = ensure_engine()
+        view = choose_view(log_format)
+        node = Node(
+            home, launch.node, lend=launch.lend, serve=launch.serve, engine=engine, emit=view.emit
+        )
+        trio.run(run_until_signal, node.run, lambda: view.run(node.status), _until_our_parent_ends)
+
+
+async def _until_our_parent_ends() -> None:
+    """Returns at the end of the inherited pipe: whoever started us (the demo, a test) is gone."""
+    parent_fd = os.environ.get(PARENT_FD_VARIABLE, "")
+    if parent_fd.isdecimal():
+        await trio.lowlevel.wait_readable(int(parent_fd))
+    else:
+        await trio.sleep_forever()

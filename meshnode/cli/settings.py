@@ -1,0 +1,126 @@
+"""Arguments of `mesh worker` and `mesh serve` as the shell gives them, made into configurations.
+
+Beside options these commands take `key=value` settings (`join=TOKEN`, `rpc=HOST:PORT`), and
+`serve` hands what follows a bare `--` to llama-server as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from discovery.token import BadToken, Token, parse_untrusted
+from meshnode.config import Address, ServeConfig, parse_address
+from meshnode.errors import AccessError, UsageError
+
+MAX_TOKEN_FILE_BYTES = 64 * 1024
+JOIN_VARIABLE = "MESH_JOIN"
+DEFAULT_HTTP = str(ServeConfig.http)
+
+
+def _checked_home(
+    _context: click.Context, _option: click.Parameter, text: str | None
+) -> Path | None:
+    if text == "":  # --home "$UNSET" must not make the current folder a home
+        raise UsageError("--home is empty: name a folder, or leave it out")
+    return None if text is None else Path(text)
+
+
+home_option = click.option(
+    "--home", callback=_checked_home, default=None, help="Folder of the node's state (MESH_HOME)."
+)
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What click does not parse: what followed a bare `--`, and the token in MESH_JOIN."""
+
+    engine_options: tuple[str, ...] = ()
+    join_text: str = field(default="", repr=False)
+
+
+def take_invocation(arguments: Sequence[str]) -> tuple[list[str], Invocation]:
+    """The arguments that click parses, and the rest of the invocation.
+
+    MESH_JOIN leaves the environment here: what we start (pip, cmake, compilers) would inherit it.
+    Raises `UsageError` where a command other than `serve` is given options for llama-server.
+    """
+    join_text = os.environ.pop(JOIN_VARIABLE, "")
+    listed = list(arguments)
+    cut = listed.index("--") if "--" in listed else len(listed)
+    own, engine_options = listed[:cut], tuple(listed[cut + 1 :])
+    if engine_options and own[:1] != ["serve"]:
+        raise UsageError(
+            "options after a bare -- are llama-server's, which only `mesh serve` starts: give "
+            "them there, or leave them out"
+        )
+    return own, Invocation(engine_options, join_text)
+
+
+def read_settings(
+    settings: Sequence[str], *, join: Sequence[str], join_file: Sequence[Path], join_text: str = ""
+) -> tuple[tuple[Token, ...], tuple[Address, ...]]:
+    """Tokens and bare rpc-servers named on the command line, in files, or else in `join_text`.
+
+    Raises `UsageError` for an unknown setting and `AccessError` for a text that is no token.
+    """
+    texts = list(join)
+    bare_rpc = []
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        if key == "join" and separator:
+            texts.append(value)
+        elif key == "rpc" and separator:
+            address = parse_address(value, what="rpc=")
+            if address.host is None or address.port == 0:
+                raise UsageError(f"rpc={value!r} needs a host and a port, like rpc=10.0.0.5:50052")
+            bare_rpc.append(address)
+        else:
+            shown = key if separator else _shorten(setting)
+            raise UsageError(
+                f"{shown!r} is not a setting: known are join=TOKEN and rpc=HOST:PORT "
+                "(options begin with --; llama-server's own follow a bare --)"
+            )
+    texts += [_read_token_file(path) for path in join_file]
+    if not texts and join_text:
+        texts.append(join_text)
+    if texts.count("-") > 1:
+        raise UsageError("join=- reads one token from standard input, so give it once")
+    tokens = [_parse(_read_stdin_token() if text == "-" else text) for text in texts]
+    return tuple(tokens), tuple(bare_rpc)
+
+
+def _parse(text: str) -> Token:
+    try:
+        return parse_untrusted(text)
+    except BadToken as error:
+        raise AccessError(str(error)) from None
+
+
+def _read_token_file(path: Path) -> str:
+    try:
+        with path.open("r", encoding="ascii", errors="replace") as file:
+            return file.read(MAX_TOKEN_FILE_BYTES)
+    except OSError as error:
+        raise AccessError(f"the token file {path} cannot be read: {error.strerror}") from None
+
+
+def _read_stdin_token() -> str:
+    try:
+        # Closed by whoever started us (`<&-`): Python then has no stdin at all.
+        text = sys.stdin.readline(MAX_TOKEN_FILE_BYTES) if sys.stdin else ""
+    except (OSError, ValueError):  # a folder, or bytes that are no text
+        text = ""
+    if not text.strip():
+        raise AccessError("join=- found no token on standard input: paste it, then press Enter")
+    return text
+
+
+def _shorten(text: str) -> str:
+    """A pasted token may stand here by mistake: show too little of it to be of use."""
+    return text if len(text) <= 16 else text[:8] + "…"

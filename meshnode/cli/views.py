@@ -1,0 +1,163 @@
+"""How events reach the user: plain lines, one JSON object a line, or a live view."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import trio
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from meshnode.errors import MeshError
+from meshnode.events import Event, Kind
+from meshnode.pipeline.wording import layers_text
+
+REFRESH_INTERVAL_S = 0.25
+_MAX_LIVE_LINES = 12
+
+Status = Callable[[], Mapping[str, Any]]
+
+
+class View(Protocol):
+    """What a node's user sees."""
+
+    def emit(self, event: Event) -> None: ...
+
+    async def run(self, status: Status, /) -> None:
+        """Keeps what is shown up to date, until cancelled."""
+        ...
+
+
+def choose_view(log_format: str) -> View:
+    """`json`, `plain`, or `auto`: live on a terminal, plain elsewhere."""
+    if log_format == "json":
+        return JsonView()
+    if log_format == "plain" or sys.stdout is None or not sys.stdout.isatty():
+        return PlainView()
+    return LiveView(Console())
+
+
+class OutputClosed(MeshError):
+    """Nobody can read what the node says."""
+
+
+def _print(line: str) -> None:
+    """A line at once. A closed output (`>&-`) is the user's wish; one that breaks ends the node,
+    since its invite and its warnings would be lost."""
+    if sys.stdout is None:
+        return
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        # Python would try once more at its end, and show a traceback then.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+        raise OutputClosed(
+            f"the standard output cannot be written to ({error.strerror}): redirect it elsewhere"
+        ) from None
+
+
+class JsonView:
+    """One JSON object a line."""
+
+    def emit(self, event: Event) -> None:
+        record = {"time": round(time.time(), 3), "event": event.kind.value, "text": event.text}
+        _print(json.dumps(record | dict(event.data), default=str))
+
+    async def run(self, _status: Status, /) -> None:
+        await trio.sleep_forever()
+
+
+class PlainView:
+    """One line an event."""
+
+    def emit(self, event: Event) -> None:
+        mark = "warning: " if event.kind is Kind.WARNING else ""
+        _print(mark + event.text)
+
+    async def run(self, _status: Status, /) -> None:
+        await trio.sleep_forever()
+
+
+class LiveView:
+    """I draw what the node is doing: peers, layers, load progress, speed."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._lines: list[Text] = []
+
+    def emit(self, event: Event) -> None:
+        if event.kind is Kind.INVITE:  # must stay on screen, whole, to be copied
+            self._console.print(event.text, soft_wrap=True, highlight=False, markup=False)
+            return
+        style = "yellow" if event.kind is Kind.WARNING else ""
+        self._lines = [*self._lines, Text(event.text, style=style)][-_MAX_LIVE_LINES:]
+
+    async def run(self, status: Status, /) -> None:
+        # Drawn from here and not from rich's own thread: the status is trio's to read.
+        with Live(console=self._console, auto_refresh=False) as live:
+            try:
+                while True:
+                    live.update(self.render(status()), refresh=True)
+                    await trio.sleep(REFRESH_INTERVAL_S)
+            finally:
+                live.update(self.render(status()), refresh=True)
+
+    def render(self, status: Mapping[str, Any]) -> Group:
+        parts: list[Any] = list(self._lines)
+        if status.get("peers"):
+            parts.append(_peers(status))
+        if status.get("layers"):
+            parts.append(_layers(status))
+        return Group(*parts, _footer(status))
+
+
+def _peers(status: Mapping[str, Any]) -> Table:
+    table = Table("peer", "link", "address", "RTT", "sent", "received", box=None, padding=(0, 2))
+    for peer in status.get("peers", ()):
+        rtt = peer.get("rtt_ms")
+        _add_row(
+            table,
+            str(peer.get("name")),
+            str(peer.get("link") or "-"),
+            str(peer.get("address") or "-"),
+            "-" if rtt is None else f"{rtt:.1f} ms",
+            _mebibytes(peer.get("bytes_out")),
+            _mebibytes(peer.get("bytes_in")),
+        )
+    return table
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    """Cells as text: a name from a peer may look like rich's markup."""
+    table.add_row(*(Text(cell) for cell in cells))
+
+
+def _layers(status: Mapping[str, Any]) -> Table:
+    table = Table("node", "device", "layers", "weights", box=None, padding=(0, 2))
+    for share in status.get("layers", ()):
+        layers = layers_text(share["first"], share["last"], bool(share.get("output")))
+        weights = _mebibytes(share.get("weight_bytes"))
+        _add_row(table, share["node"], share["device"], layers, weights)
+    return table
+
+
+def _footer(status: Mapping[str, Any]) -> Text:
+    health = status.get("health", {})
+    progress = health.get("progress")
+    line = f"{health.get('stage', '')}"
+    if progress is not None and health.get("stage") != "ready":
+        line += f" {progress:.0%}"
+    if status.get("tokens_per_s"):
+        line += f"   {status['tokens_per_s']:.1f} tok/s"
+    return Text(line, style="bold")
+
+
+def _mebibytes(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else f"{size_bytes / 2**20:.1f} MiB"

@@ -1,0 +1,127 @@
+"""What a node was asked to do: frozen values, and the parsers of the texts they come from.
+
+Sans-IO: nothing here touches the disk, the network or the environment. Every parser raises
+`UsageError` with a sentence that names the accepted form.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from discovery.token import Token
+from meshnode.errors import UsageError
+
+DEFAULT_HTTP_PORT = 8090
+DEFAULT_HTTP = f"127.0.0.1:{DEFAULT_HTTP_PORT}"
+DEFAULT_CTX_TOKENS = 4096
+DEFAULT_INVITE_USES = 8
+DEFAULT_INVITE_LIFETIME_S = 24 * 3600
+MAX_INVITE_LIFETIME_S = 3650 * 24 * 3600  # ten years
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
+_SIZE_FACTORS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_DURATION = re.compile(r"(\d{1,18})\s*([smhd])", re.IGNORECASE)
+_DURATION_FACTORS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Split(Enum):
+    """When a model is spread over nodes."""
+
+    AUTO = "auto"  # only when the orchestrator cannot hold it alone
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+@dataclass(frozen=True)
+class Address:
+    """A host and port to bind or to reach; `host` None means every interface."""
+
+    host: str | None
+    port: int
+
+    def __str__(self) -> str:
+        host = self.host or "*"
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """What `mesh worker` and `mesh serve` have in common."""
+
+    home: Path | None = None
+    name: str | None = None
+    listen: Address | None = None  # None: every interface, the port of last time
+    joins: tuple[Token, ...] = ()
+    model_folders: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class LendConfig:
+    """What a worker lends. `memory_bytes` None: what is free, less a reserve."""
+
+    memory_bytes: int | None = None
+    devices: tuple[str, ...] = ()
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """What an orchestrator serves. `model` None: the demo model."""
+
+    model: str | None = None
+    http: Address = Address("127.0.0.1", DEFAULT_HTTP_PORT)
+    ctx_tokens: int | None = None  # None: DEFAULT_CTX_TOKENS
+    layers: str | None = None
+    tensor_split: str | None = None
+    split: Split | None = None
+    bare_rpc: tuple[Address, ...] = ()
+    engine_options: tuple[str, ...] = ()
+    threads: int | None = None
+
+
+def parse_size(text: str) -> int:
+    """Bytes in `12G`, `800M`, `1.5GiB` or a bare count of bytes; powers of 1024."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        raise UsageError(f"{text!r} is not a size: write it like 12G, 800M or 1.5G")
+    size_bytes = int(float(found[1]) * _SIZE_FACTORS[found[2].upper()])
+    if size_bytes <= 0:
+        raise UsageError(f"{text!r} is no memory at all: write a size like 12G")
+    return size_bytes
+
+
+def parse_duration(text: str) -> int:
+    """Seconds in `90s`, `30m`, `2h`, `7d`; ten years (3650d) at most."""
+    found = _DURATION.fullmatch(text.strip())
+    if not found or int(found[1]) == 0:
+        raise UsageError(f"{text!r} is not a duration: write it like 30m, 2h or 7d")
+    duration_s = int(found[1]) * _DURATION_FACTORS_S[found[2].lower()]
+    if duration_s > MAX_INVITE_LIFETIME_S:
+        raise UsageError(f"{text!r} is too long a time: write at most 3650d, ten years")
+    return duration_s
+
+
+def parse_address(text: str, *, what: str) -> Address:
+    """`HOST:PORT`, `[V6]:PORT`, `:PORT` (every interface) or a bare port."""
+    host, separator, port_text = text.rpartition(":")
+    if not separator:
+        host, port_text = "", text
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise UsageError(f"{what} {text!r}: put an IPv6 address in brackets, like [::1]:8090")
+    if not port_text.isdecimal() or int(port_text) > 65535:
+        raise UsageError(f"{what} {text!r} has no port from 0 to 65535: write it as HOST:PORT")
+    return Address(None if host in ("", "*") else host, int(port_text))
+
+
+def human_bytes(size_bytes: float) -> str:
+    """`12.3 GiB` and the like: three significant digits, powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size_bytes) < 1024:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f} TiB"

@@ -1,0 +1,181 @@
+"""Sessions to the members of our meshes: dialled, introduced, dialled again when lost."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+
+import trio
+
+from discovery.token import Token
+from meshnode.errors import AccessError, MeshError, NetworkError
+from meshnode.events import Emit, Event, Kind
+from meshnode.membership import Membership
+from tunnels import Endpoint, PeerId, Session, SessionDown, SessionUp, TunnelError
+
+log = logging.getLogger(__name__)
+
+JOIN_TIMEOUT_S = 10.0
+FIRST_RETRY_S = 1.0
+LAST_RETRY_S = 30.0
+STRANGER_TIMEOUT_S = 30.0  # from a session's start to its introduction
+MAX_STRANGERS = 64  # sessions not introduced yet; the rest of the endpoint's are for members
+
+
+class Connections:
+    """I bring this node to its peers and keep it there."""
+
+    def __init__(self, endpoint: Endpoint, membership: Membership, emit: Emit) -> None:
+        self.settled = trio.Event()  # every known peer was tried once
+        self._endpoint = endpoint
+        self._membership = membership
+        self._emit = emit
+        self._kept: set[PeerId] = set()
+        membership.present_session = endpoint.session
+        membership.on_introduced = self._report_introduced
+
+    def introduced(self) -> list[Session]:
+        """Live sessions whose peer has shown a grant of a mesh of ours."""
+        return [
+            session
+            for session in self._endpoint.sessions()
+            if self._membership.is_introduced(session.peer)
+        ]
+
+    async def run(self, joins: Sequence[Token]) -> None:
+        """Joins with `joins`, then keeps sessions up for ever. Raises what `join` does when not one
+        of them leads anywhere."""
+        async with trio.open_nursery() as nursery:
+            # Subscribed before the first dial, so that no session comes up unseen.
+            nursery.start_soon(self._watch_sessions, nursery, self._endpoint.subscribe())
+            async with trio.open_nursery() as first_round:
+                first_round.start_soon(self._join_all, joins)
+                for member in self._membership.members():
+                    first_round.start_soon(self._try_member, member.peer)
+            self.settled.set()
+            while True:
+                changed = self._membership.changed
+                for member in self._membership.members():
+                    if member.peer not in self._kept:
+                        self._kept.add(member.peer)
+                        nursery.start_soon(self._keep_connected, member.peer)
+                await changed.wait()
+
+    async def _join_all(self, joins: Sequence[Token]) -> None:
+        """All at once. One dead invite does not hold up the others: it is a warning."""
+        failures: list[MeshError] = []
+
+        async def join(token: Token) -> None:
+            try:
+                await self.join(token)
+            except MeshError as error:
+                failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for token in joins:
+                nursery.start_soon(join, token)
+        if failures and len(failures) == len(joins):
+            raise failures[0]
+        for failure in failures:
+            self._emit(Event(Kind.WARNING, f"{failure}; going on with the other invites"))
+
+    async def join(self, token: Token) -> None:
+        """Raises `AccessError` (the invite) or `NetworkError` (the way to the inviter)."""
+        if token.inviter == self._endpoint.peer:
+            raise AccessError(
+                "this invite was made by this very node: paste it on another machine, "
+                "or start the second node with --home"
+            )
+        role = self._membership.role_in(token.mesh)
+        expired = token.expires_at <= time.time()
+        if expired and role is None:
+            raise AccessError("the invite has expired: ask for a new one (`mesh invite`)")
+        redeems = role is not token.role and not expired
+        try:
+            with trio.fail_after(JOIN_TIMEOUT_S):
+                session = await self._endpoint.connect(token.inviter, token.candidates)
+                if redeems:
+                    await self._membership.redeem_token(session, token)
+                await self._introduce(session, (token.mesh,))
+        except TunnelError as error:
+            raise NetworkError(f"joining failed: {error}") from None
+        except trio.TooSlowError:
+            raise NetworkError(
+                f"joining failed: the inviter {token.inviter.short} was reached but did not answer "
+                f"in {JOIN_TIMEOUT_S:.0f} s; try again, or restart it"
+            ) from None
+
+    async def _introduce(self, session: Session, meshes: Iterable[bytes] = ()) -> None:
+        await self._membership.introduce(session, self._endpoint.candidates(), meshes)
+
+    def _report_introduced(self, peer: PeerId) -> None:
+        session = self._endpoint.session(peer)
+        if session is None:
+            return  # over already
+        name, stats = self._membership.member_name(peer), session.stats
+        text = f"connected to {name} ({peer.short}) over {stats.link_kind} at {stats.remote}"
+        self._emit(Event(Kind.PEER, text, {"peer": str(peer), "name": name, "up": True}))
+
+    async def _try_member(self, peer: PeerId) -> bool:
+        """Whether the member could be reached, and is introduced now."""
+        if self._membership.is_introduced(peer):
+            return True
+        member = self._membership.member(peer)
+        if member is None:
+            return False
+        try:
+            with trio.fail_after(JOIN_TIMEOUT_S):
+                await self._introduce(await self._endpoint.connect(peer, member.candidates))
+        except (TunnelError, MeshError, trio.TooSlowError) as error:
+            log.info("%s (%s) is not reachable: %s", member.name, peer.short, error)
+            return False
+        return True
+
+    async def _keep_connected(self, peer: PeerId) -> None:
+        """Ends when the roster has dropped the member. Tries that fail, and sessions that do not
+        last, are followed by a growing pause."""
+        retry_s = FIRST_RETRY_S
+        while self._membership.member(peer) is not None:
+            began_s = trio.current_time()
+            if await self._try_member(peer):
+                session = self._endpoint.session(peer)
+                if session is not None:
+                    await session.closed.wait()
+                if trio.current_time() - began_s > LAST_RETRY_S:
+                    retry_s = FIRST_RETRY_S
+                    continue
+            await trio.sleep(retry_s)
+            retry_s = min(2 * retry_s, LAST_RETRY_S)
+        self._kept.discard(peer)
+
+    async def _watch_sessions(
+        self,
+        nursery: trio.Nursery,
+        changes: trio.MemoryReceiveChannel[SessionUp | SessionDown],
+    ) -> None:
+        async for change in changes:
+            if isinstance(change, SessionUp):
+                self._make_room()
+                nursery.start_soon(self._end_stranger, change.session)
+            elif self._membership.forget_session(change.session):
+                name = self._membership.member_name(change.peer)
+                text = f"lost {name} ({change.peer.short}): {change.reason}"
+                data = {"peer": str(change.peer), "name": name, "up": False}
+                self._emit(Event(Kind.PEER, text, data))
+
+    async def _end_stranger(self, session: Session) -> None:
+        """Anyone with a key gets a session; whoever makes nothing of it loses it again."""
+        with trio.move_on_after(STRANGER_TIMEOUT_S):
+            await session.closed.wait()
+        if self._is_stranger(session):
+            session.end(f"no introduction within {STRANGER_TIMEOUT_S:.0f} s")
+
+    def _make_room(self) -> None:
+        strangers = [one for one in self._endpoint.sessions() if self._is_stranger(one)]
+        for session in strangers[:-MAX_STRANGERS]:  # the oldest come first
+            session.end("too many strangers are connected here")
+
+    def _is_stranger(self, session: Session) -> bool:
+        present = self._endpoint.session(session.peer) is session
+        return present and not self._membership.is_introduced(session.peer)

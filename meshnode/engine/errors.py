@@ -1,0 +1,76 @@
+"""What can go wrong between llama.cpp's source and a running engine process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from meshnode.errors import DiskFull, EngineError
+
+
+class NoCompiler(EngineError):
+    """The machine lacks a compiler, or the tools of the backend that was asked for."""
+
+
+class SourceUnavailable(EngineError):
+    """llama.cpp's source could not be fetched, or is not what the pin says."""
+
+
+class PatchFailed(EngineError):
+    """A patch of the series does not fit the source, or cannot be applied here at all."""
+
+
+class BuildFailed(EngineError):
+    """cmake or the compiler failed. `str()` ends in their last lines and the log's path."""
+
+    def __init__(self, sentence: str, lines: tuple[str, ...], log: Path) -> None:
+        body = "".join(f"\n  {line}" for line in lines)
+        super().__init__(f"{sentence}{body}\nThe whole log: {log}")
+        self.lines = lines
+        self.log = log
+
+
+class EngineMissing(EngineError):
+    """No engine has been built for this machine yet."""
+
+    def __init__(self, *, stock: bool = False) -> None:
+        option = " --stock" if stock else ""
+        kind = "unpatched engine" if stock else "engine"
+        super().__init__(f"no {kind} is built here yet: run `mesh engine build{option}` first")
+
+
+class EngineFailed(EngineError):
+    """An engine process did not start, or ended when it should not have.
+
+    `lines` are the last meaningful ones it wrote.
+    """
+
+    def __init__(self, sentence: str, lines: tuple[str, ...] = (), log: Path | None = None) -> None:
+        body = "".join(f"\n  {line}" for line in lines)
+        where = f"\nIts log: {log}" if log else ""
+        super().__init__(f"{sentence}{body}{where}")
+        self.lines = lines
+        self.log = log
+
+
+class CacheUnwritable(EngineError):
+    """The folder of the engine cache belongs to somebody else, or is none."""
+
+    def __init__(self, folder: Path, error: OSError) -> None:
+        super().__init__(
+            f"the engine cache {folder} cannot be written ({error.strerror}): name a folder of "
+            "yours with MESH_CACHE"
+        )
+
+
+class WeightsUnread(EngineFailed):
+    """An rpc-server could not read a tensor from its own file: it changed since it was offered."""
+
+
+class NoRoomToBuild(DiskFull):
+    """The disk of the engine cache is full."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"the disk is full: building the engine needs about 700 MB in {folder}; free some, "
+            "or name another folder with MESH_CACHE"
+        )

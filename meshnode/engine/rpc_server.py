@@ -1,0 +1,93 @@
+"""One ggml-rpc-server for one lease, on a private unix socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import trio
+
+from meshnode.engine.cache import Engine
+from meshnode.engine.children import Child, child_environment, open_child
+from meshnode.paths import check_socket_path
+
+START_TIMEOUT_S = 60.0  # CUDA takes seconds to wake its cards
+POLL_INTERVAL_S = 0.02
+
+
+def rpc_server_argv(
+    engine: Engine,
+    socket_path: Path,
+    *,
+    manifest: Path | None,
+    memory_limit_bytes: int | None,
+    devices: Sequence[str],
+    threads: int | None,
+) -> list[str]:
+    argv = [str(engine.binary("ggml-rpc-server")), "-H", f"unix:{socket_path}"]
+    if manifest is not None:
+        argv += ["--gguf-manifest", str(manifest)]
+    if memory_limit_bytes is not None:
+        argv += ["--memory-limit", str(memory_limit_bytes)]
+    if devices:
+        argv += ["--device", ",".join(devices)]
+    return [*argv, "--threads", str(threads or default_threads())]
+
+
+def default_threads() -> int:
+    """One a physical core, as llama-server has it; rpc-server's own default is half of that."""
+    return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+
+
+@asynccontextmanager
+async def open_rpc_server(
+    engine: Engine,
+    socket_path: Path,
+    *,
+    manifest: Path | None,
+    memory_limit_bytes: int | None,
+    devices: Sequence[str] = (),
+    threads: int | None = None,
+    log: Path,
+) -> AsyncIterator[Child]:
+    """Run one until the block ends; it accepts connections when the block begins.
+
+    Its socket is removed afterwards. Raises `EngineFailed`, or `HomeError` for a path too long.
+    """
+    check_socket_path(socket_path)
+    argv = rpc_server_argv(
+        engine,
+        socket_path,
+        manifest=manifest,
+        memory_limit_bytes=memory_limit_bytes,
+        devices=devices,
+        threads=threads,
+    )
+    try:
+        async with open_child(argv, env=child_environment(), log=log, name="rpc-server") as child:
+            await _wait_until_it_accepts(child, socket_path)
+            yield child
+    finally:
+        remove_socket(socket_path)
+
+
+def remove_socket(path: Path) -> None:
+    """A server that is killed leaves its socket behind."""
+    path.unlink(missing_ok=True)
+
+
+async def _wait_until_it_accepts(child: Child, socket_path: Path) -> None:
+    with trio.move_on_after(START_TIMEOUT_S):
+        while not child.ended.is_set():
+            try:
+                stream = await trio.open_unix_socket(str(socket_path))
+            except OSError:
+                await trio.sleep(POLL_INTERVAL_S)
+            else:
+                await stream.aclose()
+                return
+        await child.wait()
+        raise child.failure(f"the rpc-server {child.describe_end()} before it was ready")
+    raise child.failure(f"the rpc-server did not listen within {START_TIMEOUT_S:.0f} s")

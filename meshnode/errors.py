@@ -1,0 +1,79 @@
+"""The errors a user can meet, each one sentence with its remedy, and the exit codes they end in.
+
+===== ================ ===========================================================================
+code  class            meaning
+===== ================ ===========================================================================
+0     (none)           all went well
+1     `MeshError`      anything that has no code of its own
+2     `UsageError`     a bad option, a bad configuration, a layout that cannot be had
+3     `EngineError`    a missing compiler, a failed build, an engine process that failed
+4     `NetworkError`   nobody at the address, the wrong key there, a port in use
+5     `AccessError`    an invite that is bad, corrupted, expired, used up or our own; not a member
+6     `ModelError`     a model that is missing, truncated, unknown by name or not a GGUF file
+7     `ResourceError`  too little memory, a full disk
+8     `HomeError`      the home is in use by another node, or no node runs on it
+130   (none)           interrupted
+===== ================ ===========================================================================
+
+Library code raises these; only `meshnode.cli` turns them into text and an exit status. `str(error)`
+is the whole message: what failed, why, and what to do next. No secret is ever part of it.
+"""
+
+INTERRUPTED_EXIT_CODE = 130
+"""After Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+
+
+class MeshError(Exception):
+    """What failed, why, and the next step, in one sentence. Exit code 1 unless a subclass says."""
+
+    exit_code: int = 1
+
+
+class UsageError(MeshError):
+    """The command line or the configuration asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class EngineError(MeshError):
+    """llama.cpp could not be built, started or kept running."""
+
+    exit_code = 3
+
+
+class NetworkError(MeshError):
+    """An address, a port or a peer at the other end of one did not do what was needed."""
+
+    exit_code = 4
+
+
+class BadMessage(NetworkError):
+    """A peer sent something that is no message of ours."""
+
+
+class AccessError(MeshError):
+    """An invite or a grant does not allow what was asked."""
+
+    exit_code = 5
+
+
+class ModelError(MeshError):
+    """A model file is missing, broken, or not what its name says."""
+
+    exit_code = 6
+
+
+class ResourceError(MeshError):
+    """The machines have too little of something: memory, disk."""
+
+    exit_code = 7
+
+
+class DiskFull(ResourceError):
+    """No room to write; what was there before stands."""
+
+
+class HomeError(MeshError):
+    """MESH_HOME is owned by another node, or by none where one is needed."""
+
+    exit_code = 8

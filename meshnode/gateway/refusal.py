@@ -1,0 +1,60 @@
+"""Errors in the shape of OpenAI's API, and every one that the gateway itself answers.
+
+====== ====================== ====================================================================
+status code                   when
+====== ====================== ====================================================================
+400    `invalid_json`         the body is no JSON object
+400    `client_gone`          the client left before its body was whole (nobody reads this)
+403    `forbidden_host`       the Host header names neither this machine nor what was bound
+403    `forbidden_origin`     the request comes from a web page of another origin
+404    `unknown_route`        nothing is served at this path
+405    `method_not_allowed`   something is, but not for this method
+408    `body_too_slow`        the body did not arrive in time
+413    `body_too_large`       the body is larger than `MAX_BODY_BYTES`
+415    `not_json`             a POST whose content type is not application/json
+500    `internal_error`       a defect of the gateway
+501    `not_served`           llama-server could, but the model as it is served here cannot
+502    `upstream_lost`        the model's server or a worker died while it was answering
+503    `not_ready`            no model is ready to answer (yet, or any more); see Retry-After
+====== ====================== ====================================================================
+
+What llama-server answers by itself (a 400 for a bad parameter, say) is passed on as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from starlette.responses import JSONResponse
+
+_TYPES = {
+    403: "permission_error",
+    500: "server_error",
+    501: "not_supported_error",
+    502: "server_error",
+    503: "unavailable_error",
+}
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+class Refusal(Exception):
+    """A request that is answered with an error of ours."""
+
+    def __init__(
+        self, status: int, code: str, message: str, headers: Mapping[str, str] = _NO_HEADERS
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = headers
+
+    def body(self) -> dict[str, object]:
+        """The `error` object as OpenAI's clients read it."""
+        kind = _TYPES.get(self.status, "invalid_request_error")
+        error = {"message": self.message, "type": kind, "param": None, "code": self.code}
+        return {"error": error}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body(), self.status, dict(self.headers))

@@ -1,0 +1,170 @@
+"""The gateway's sockets: bound exactly where told, served by hypercorn, closed at once."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from typing import cast
+
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ASGIFramework, ConnectionState
+
+from meshnode.config import Address
+from meshnode.errors import NetworkError
+from meshnode.gateway.app import make_app
+from meshnode.gateway.rules import WILDCARDS, HostRule
+from meshnode.gateway.view import NodeView
+
+BACKLOG = 128
+IDLE_CONNECTION_S = 60
+SEND_STALL_S = 300.0
+
+_log = logging.getLogger(__name__)
+
+
+class GatewayListenFailed(NetworkError):
+    """The gateway's address cannot be listened at."""
+
+
+class GatewayPortInUse(GatewayListenFailed):
+    """Another program listens at the gateway's port."""
+
+
+async def serve_gateway(
+    view: NodeView,
+    host: str,
+    port: int,
+    *,
+    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serves until cancelled; the started value is the bound port (for `port` 0, the one found).
+
+    Raises `GatewayPortInUse` and `GatewayListenFailed` before it has started. Cancelled, it closes
+    every connection at once: requests in flight end with their connection.
+    """
+    listeners = await _listen(host, port)
+    bound: int = listeners[0].socket.getsockname()[1]
+    app = make_app(view, HostRule.for_bound(host))
+    server = _ConnectionServer(ASGIWrapper(cast(ASGIFramework, app)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, server.serve, listeners)
+        task_status.started(bound)
+        try:
+            await trio.sleep_forever()
+        finally:
+            server.abort()
+
+
+async def _listen(host: str, port: int) -> list[trio.SocketListener]:
+    """Every address that `host` names, at one port; for port 0 the first of them only."""
+    name = None if host in WILDCARDS - {"0.0.0.0", "::"} else host  # noqa: S104
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=name, backlog=BACKLOG)
+    except socket.gaierror as error:
+        raise GatewayListenFailed(
+            f"{host!r} is not a name or address that can be listened at ({error.strerror}): use "
+            "--http HOST:PORT with an address of this machine"
+        ) from None
+    except OSError as error:
+        if name == "localhost" and error.errno == errno.EADDRNOTAVAIL:
+            # The hosts file names ::1 on many machines that have IPv6 switched off.
+            return await _listen("127.0.0.1", port)
+        raise _listen_error(Address(name, port), error) from None
+    for unneeded in listeners[1:] if port == 0 else ():
+        await unneeded.aclose()
+    return listeners[:1] if port == 0 else listeners
+
+
+def _listen_error(where: Address, error: OSError) -> GatewayListenFailed:
+    if error.errno == errno.EADDRINUSE:
+        return GatewayPortInUse(
+            f"another program listens at {where} already: stop it, or choose another port with "
+            f"--http {where.host or '*'}:OTHER"
+        )
+    if error.errno == errno.EACCES:
+        return GatewayListenFailed(
+            f"listening at {where} is not permitted: choose a port above 1023 with --http HOST:PORT"
+        )
+    return GatewayListenFailed(
+        f"cannot listen at {where} ({error.strerror}): use --http HOST:PORT with an address of "
+        "this machine"
+    )
+
+
+class _ConnectionServer:
+    """I run hypercorn's protocol on each connection, and can end all of them at once.
+
+    hypercorn's own `serve` is not used for two reasons: it shields its sends from cancellation, so
+    one client that stops reading would keep a node from ever stopping; and an exception from one
+    connection ends them all.
+    """
+
+    def __init__(self, app: ASGIWrapper) -> None:
+        self._app = app
+        self._config = _quiet_config()
+        self._context = WorkerContext(None)
+        self._open: set[_Connection] = set()
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        connection = _Connection(stream)
+        self._open.add(connection)
+        try:
+            # TCPServer takes whatever has a SocketStream's methods and its `socket`.
+            await TCPServer(
+                self._app,
+                self._config,
+                self._context,
+                ConnectionState({}),
+                connection,  # type: ignore[arg-type]
+            )
+        except* Exception:
+            _log.exception("a connection to the gateway ended with an unexpected error")
+        finally:
+            self._open.discard(connection)
+            connection.abort()
+
+    def abort(self) -> None:
+        for connection in self._open:
+            connection.abort()
+
+
+class _Connection:
+    """A TCP stream that can be cut off, even in the middle of a send that is shielded."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.socket = stream.socket
+        self._stream = stream
+
+    async def send_all(self, data: bytes) -> None:
+        try:
+            with trio.fail_after(SEND_STALL_S):
+                await self._stream.send_all(data)
+        except trio.TooSlowError:
+            raise trio.BrokenResourceError("the client has stopped reading") from None
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        return bytes(await self._stream.receive_some(max_bytes))
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def abort(self) -> None:
+        self.socket.close()
+
+
+def _quiet_config() -> Config:
+    """hypercorn's settings: nothing on stderr or in headers, its complaints in our log."""
+    config = Config()
+    config.accesslog = None
+    config.errorlog = _log
+    config.include_server_header = False
+    config.keep_alive_timeout = IDLE_CONNECTION_S
+    return config

@@ -1,0 +1,274 @@
+"""The composition root: one nursery that owns every task of a node."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import trio
+
+from discovery.grants import Role
+from discovery.invites import MAX_USES
+from discovery.token import Token, encode
+from meshnode.config import (
+    DEFAULT_INVITE_LIFETIME_S,
+    DEFAULT_INVITE_USES,
+    MAX_INVITE_LIFETIME_S,
+    Address,
+    LendConfig,
+    NodeConfig,
+    ServeConfig,
+    human_bytes,
+)
+from meshnode.connections import Connections
+from meshnode.control import serve_control_socket
+from meshnode.engine.cache import Engine
+from meshnode.errors import NetworkError, UsageError
+from meshnode.events import Emit, Event, Kind
+from meshnode.gateway.server import serve_gateway
+from meshnode.introduction import MAX_NAME_CHARS
+from meshnode.membership import Membership
+from meshnode.models.shelf import Shelf
+from meshnode.paths import runtime_folder
+from meshnode.pipeline.deploy import Orchestrator
+from meshnode.pipeline.inventory import Inventory
+from meshnode.pipeline.lease import LeaseDesk
+from meshnode.state import Home
+from tunnels import AddressPolicy, Endpoint, ListenFailed, Session, Stream
+
+_PORT_DOCUMENT = "port.json"
+
+
+class Node:
+    """I put a node's parts together and run them."""
+
+    def __init__(
+        self,
+        home: Home,
+        config: NodeConfig,
+        *,
+        lend: LendConfig | None,
+        serve: ServeConfig | None,
+        engine: Engine,
+        emit: Emit,
+    ) -> None:
+        self._home = home
+        self._config = config
+        self._emit = emit
+        self._serve_config = serve
+        name = node_name(config.name)
+        identity = home.identity("node.key")
+        self._membership = Membership(home, identity, name)
+        self._endpoint = Endpoint(
+            identity, authorize=self._membership.authorize, policy=AddressPolicy()
+        )
+        self._connections = Connections(self._endpoint, self._membership, emit)
+        inventory = Inventory(engine)
+        shelf = Shelf(config.model_folders, home.subfolder("manifests"))
+        sockets, logs = runtime_folder(home.folder), home.subfolder("logs")
+        self._runtime_folder = sockets
+        for leftover in sockets.iterdir():  # of a node that was killed: the home's lock is ours
+            leftover.unlink(missing_ok=True)
+        self._desk = lend and LeaseDesk(
+            name=name,
+            engine=engine,
+            inventory=inventory,
+            lend=lend,
+            shelf=shelf,
+            runtime_folder=sockets,
+            log_folder=logs,
+            emit=emit,
+        )
+        self._orchestrator = serve and Orchestrator(
+            config=serve,
+            engine=engine,
+            inventory=inventory,
+            shelf=shelf,
+            membership=self._membership,
+            connections=self._connections,
+            runtime_folder=sockets,
+            log_folder=logs,
+            emit=emit,
+        )
+
+    async def run(self) -> None:
+        """Runs until cancelled. Raises `MeshError` for what the user must mend."""
+        try:
+            await self._run()
+        finally:
+            with contextlib.suppress(OSError):
+                self._runtime_folder.rmdir()
+
+    async def _run(self) -> None:
+        self._offer_services()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(
+                serve_control_socket,
+                self._home.folder,
+                {"invite": self._answer_invite, "status": self._answer_status},
+            )
+            await self._listen(nursery)
+            if self._orchestrator and self._serve_config:
+                await self._open_gateway(nursery, self._serve_config.http, self._orchestrator)
+                nursery.start_soon(self._orchestrator.run)
+            self._introduce_node()
+            nursery.start_soon(self._connections.run, self._config.joins)
+
+    def status(self) -> Mapping[str, Any]:
+        """What `/api/v1/status` and the live view show; JSON-ready."""
+        status: dict[str, Any] = {
+            "node": {"name": self._membership.name, "peer": str(self._endpoint.peer)},
+            "peers": [self._peer_status(session) for session in self._endpoint.sessions()],
+        }
+        if self._desk:
+            status["lent"] = [
+                {"model": lease.model, "memory_bytes": lease.memory_bytes, "to": str(lease.owner)}
+                for lease in self._desk.leases
+            ]
+        if self._orchestrator:
+            status |= self._orchestrator.standing.deployment_status()
+        return status
+
+    # -- parts --------------------------------------------------------------------------------
+
+    def _offer_services(self) -> None:
+        endpoint, membership = self._endpoint, self._membership
+
+        async def hello(stream: Stream) -> None:
+            await membership.serve_hello(stream, endpoint.candidates())
+
+        endpoint.serve("join", membership.serve_join)
+        endpoint.serve("hello", hello)
+        if self._desk:
+            endpoint.serve("control", self._desk.serve_control)
+            endpoint.serve("rpc/", self._desk.serve_rpc)
+        if self._orchestrator:
+            self._orchestrator.standing.node_status = self.status
+
+    async def _listen(self, nursery: trio.Nursery) -> None:
+        """Opens the node's port: the one asked for, else the one of last time, else any.
+
+        Members remember our address, so a stable port lets them come back without a new invite.
+        """
+        given = self._config.listen
+        if given is not None and given.port:
+            await self._start_endpoint(nursery, given)
+            return
+        host = given.host if given else None
+        saved = self._home.load_json(_PORT_DOCUMENT)
+        port = saved.get("port") if saved else None
+        if isinstance(port, int) and 0 < port < 65536:
+            try:
+                await self._start_endpoint(nursery, Address(host, port))
+            except NetworkError:
+                pass  # somebody else has it now
+            else:
+                return
+        bound = await self._start_endpoint(nursery, Address(host, 0))
+        self._home.save_json(_PORT_DOCUMENT, {"port": bound})
+
+    async def _start_endpoint(self, nursery: trio.Nursery, address: Address) -> int:
+        try:
+            bound: int = await nursery.start(self._endpoint.run, address.host, address.port)
+        except ListenFailed as error:
+            raise NetworkError(str(error)) from None
+        return bound
+
+    async def _open_gateway(
+        self, nursery: trio.Nursery, http: Address, orchestrator: Orchestrator
+    ) -> None:
+        assert http.host is not None
+        port: int = await nursery.start(serve_gateway, orchestrator.standing, http.host, http.port)
+        orchestrator.standing.url = f"http://{Address(http.host, port)}"
+        text = f"chat endpoint: {orchestrator.standing.url}/v1 (answers once a model is loaded)"
+        self._emit(Event(Kind.NODE, text, {"url": orchestrator.standing.url}))
+
+    def _introduce_node(self) -> None:
+        me = self._endpoint.peer
+        where = ", ".join(str(candidate) for candidate in self._endpoint.candidates())
+        text = f"node {self._membership.name} ({me.short}) listens at {where or 'no address'}"
+        self._emit(Event(Kind.NODE, text, {"peer": str(me), "name": self._membership.name}))
+        if self._desk:
+            self._tell_what_is_lent(self._desk)
+        if not self._config.joins:
+            other = "mesh serve" if self._desk and not self._orchestrator else "mesh worker"
+            line = f"{other} join={encode(self._invite(Role.PEER))}"
+            text = f"on another machine, run:\n{line}"
+            self._emit(Event(Kind.INVITE, text, {"line": line}))
+
+    def _tell_what_is_lent(self, desk: LeaseDesk) -> None:
+        facts = desk.facts()
+        devices = ", ".join(
+            f"{device.name} ({device.description}, {human_bytes(device.total_bytes)})"
+            for device in facts.devices
+        )
+        text = f"lends {human_bytes(facts.usable_bytes)} on {devices}"
+        self._emit(Event(Kind.NODE, text, {"usable_bytes": facts.usable_bytes}))
+        text = f"models here: {', '.join(facts.models) or 'none'}"
+        self._emit(Event(Kind.MODELS, text, {"models": list(facts.models)}))
+
+    # -- requests of other commands -----------------------------------------------------------
+
+    def _invite(
+        self,
+        role: Role,
+        lifetime_s: int = DEFAULT_INVITE_LIFETIME_S,
+        uses: int = DEFAULT_INVITE_USES,
+    ) -> Token:
+        return self._membership.invite(
+            self._endpoint.candidates(), role=role, lifetime_s=lifetime_s, uses=uses
+        )
+
+    async def _answer_invite(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        token = self._invite(*parse_invite_request(request))
+        return {
+            "token": encode(token),
+            "id": token.id.hex(),
+            "role": token.role.value,
+            "expires_at": token.expires_at,
+            "uses": token.uses,
+        }
+
+    async def _answer_status(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self.status()
+
+    def _peer_status(self, session: Session) -> dict[str, Any]:
+        peer, stats, rtt_s = session.peer, session.stats, session.rtt_s
+        return {
+            "name": self._membership.member_name(peer),
+            "peer": str(peer),
+            "member": self._membership.is_introduced(peer),
+            "link": stats.link_kind,
+            "address": stats.remote,
+            "rtt_ms": None if rtt_s is None else round(rtt_s * 1000, 3),
+            "bytes_in": stats.bytes_in,
+            "bytes_out": stats.bytes_out,
+        }
+
+
+def parse_invite_request(request: Mapping[str, Any]) -> tuple[Role, int, int]:
+    """Role, lifetime in seconds and uses that `mesh invite` asks for. Raises `UsageError`."""
+    try:
+        role = Role(request["role"])
+        lifetime_s, uses = int(request["lifetime_s"]), int(request["uses"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise UsageError("the request for an invite is incomplete") from None
+    if not 1 <= lifetime_s <= MAX_INVITE_LIFETIME_S:
+        raise UsageError("an invite lasts from a second to ten years: give --expires like 7d")
+    if not 1 <= uses <= MAX_USES:
+        raise UsageError(f"an invite has 1 to {MAX_USES} uses: give --uses in that range")
+    return role, lifetime_s, uses
+
+
+def node_name(given: str | None) -> str:
+    """The name given with --name, else the machine's without its domain. Raises `UsageError`."""
+    name = given if given is not None else platform.node().split(".")[0][:MAX_NAME_CHARS] or "node"
+    odd = not name.isprintable() or any(char in name for char in " ,=:.") or name == "local"
+    if odd or not 1 <= len(name) <= MAX_NAME_CHARS:
+        raise UsageError(
+            f"{name!r} cannot be a node's name: use up to {MAX_NAME_CHARS} letters, digits and "
+            "dashes, and not 'local'"
+        )
+    return name

@@ -1,0 +1,123 @@
+"""The orchestrator's side of a worker: its facts, and leases on its memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from meshnode.errors import BadMessage, MeshError, NetworkError, ResourceError
+from meshnode.messages import Message, MessageStream
+from meshnode.nurseries import accompanied_by
+from meshnode.pipeline.protocol import (
+    Granted,
+    LeaseRequest,
+    WorkerFacts,
+    parse_granted_untrusted,
+    parse_progress_untrusted,
+    parse_reason_untrusted,
+    parse_worker_facts_untrusted,
+)
+from tunnels import Session, StreamError, TunnelError
+
+FACTS_TIMEOUT_S = 10.0
+FACTS_BYTES = 1024 * 1024
+GOODBYE_S = 1.0
+SILENCE_S = 120.0
+"""Between two messages about a lease: a slow disk's progress, a GPU waking up."""
+
+
+class LeaseRefused(ResourceError):
+    """The worker said no; its sentence."""
+
+
+class LeaseLost(NetworkError):
+    """A granted lease ended before its deployment did."""
+
+
+async def ask_facts(session: Session) -> WorkerFacts:
+    """What the peer lends. Raises a `MeshError` when it does not answer."""
+    try:
+        with trio.fail_after(FACTS_TIMEOUT_S):
+            async with await session.open("control") as stream:
+                messages = MessageStream(stream)
+                await messages.send({"op": "facts"})
+                return parse_worker_facts_untrusted(await messages.receive_untrusted(FACTS_BYTES))
+    except (TunnelError, trio.TooSlowError) as error:
+        raise NetworkError(f"the peer {session.peer.short} lends nothing: {error}") from None
+
+
+class Borrowed:
+    """A lease in force. `ended` is set, and `reason` says why, when the worker's side ended it."""
+
+    def __init__(self, granted: Granted) -> None:
+        self.granted = granted
+        self.ended = trio.Event()
+        self.reason = ""
+
+    def _end(self, reason: str) -> None:
+        self.reason = reason
+        self.ended.set()
+
+
+@asynccontextmanager
+async def borrow(
+    session: Session, request: LeaseRequest, on_progress: Callable[[int, int], None]
+) -> AsyncIterator[Borrowed]:
+    """Holds a lease while the body runs. `on_progress(done, total)`: bytes the worker digested.
+
+    Raises `LeaseRefused`, or `LeaseLost` when the worker goes away before it answers. However it
+    ends, also while the worker is still thinking, the stream is closed and the lease with it.
+    """
+    try:
+        stream = await session.open("control")
+    except TunnelError as error:
+        raise _gone(error) from None
+    messages = MessageStream(stream)
+    try:
+        try:
+            await messages.send(request.to_message())
+            borrowed = Borrowed(await _await_grant(messages, on_progress))
+        except TunnelError as error:
+            raise _gone(error) from None
+
+        async def watch() -> None:
+            borrowed._end(await _await_end(messages))
+
+        async with accompanied_by(watch):
+            yield borrowed
+    finally:
+        with trio.move_on_after(GOODBYE_S, shield=True):
+            await stream.aclose()
+
+
+def _gone(error: TunnelError) -> LeaseLost:
+    return LeaseLost(f"the worker went away before it granted the lease: {error}")
+
+
+async def _await_grant(messages: MessageStream, on_progress: Callable[[int, int], None]) -> Granted:
+    while True:
+        with trio.move_on_after(SILENCE_S) as patience:
+            message = await messages.receive_untrusted()
+        if patience.cancelled_caught:
+            raise LeaseLost(f"the worker said nothing about the lease for {SILENCE_S:.0f} s")
+        match message.get("event"):
+            case "progress":
+                on_progress(*parse_progress_untrusted(message))
+            case "granted":
+                return parse_granted_untrusted(message)
+            case "refused":
+                raise LeaseRefused(parse_reason_untrusted(message))
+            case _:
+                raise BadMessage("the worker answered with a message this version does not know")
+
+
+async def _await_end(messages: MessageStream) -> str:
+    try:
+        message: Message | None = await messages.receive_or_end_untrusted()
+        if message is not None and message.get("event") == "ended":
+            return parse_reason_untrusted(message)
+    except (StreamError, MeshError) as error:
+        return str(error)
+    return "the worker ended the lease"

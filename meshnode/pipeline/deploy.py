@@ -1,0 +1,258 @@
+"""The orchestrator: survey, plan, deploy, and again when what it stands on changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import trio
+
+from discovery.grants import LENDERS
+from meshnode.config import DEFAULT_CTX_TOKENS, ServeConfig, Split
+from meshnode.connections import Connections
+from meshnode.engine.cache import Engine
+from meshnode.engine.errors import WeightsUnread
+from meshnode.engine.rpc_probe import RpcUnreachable
+from meshnode.errors import MeshError, NetworkError, ResourceError, UsageError
+from meshnode.events import Emit
+from meshnode.gateway.view import Stage
+from meshnode.membership import Membership
+from meshnode.models.manifest import FileChanged, Manifest
+from meshnode.models.shelf import Progress, Shelf
+from meshnode.nurseries import accompanied_by, bare_nursery
+from meshnode.pipeline.borrow import LeaseRefused
+from meshnode.pipeline.costs import plan_model
+from meshnode.pipeline.deployment import Deployment, Placement
+from meshnode.pipeline.inventory import Inventory
+from meshnode.pipeline.layers import parse_layers, parse_tensor_split
+from meshnode.pipeline.plan import Plan, PlanRequest, make_plan
+from meshnode.pipeline.standing import Standing
+from meshnode.pipeline.survey import LOCAL_NAME, Lender, find_lenders, local_node
+from tunnels import PeerId, TunnelError
+
+FIRST_RETRY_S = 1.0
+LAST_RETRY_S = 30.0
+SHORT_OF_MEMORY_RETRY_S = 10.0
+MAX_SLOTS = 256
+_EMBEDDING_OPTIONS = frozenset(("--embedding", "--embeddings", "--reranking", "--rerank"))
+
+
+class Orchestrator:
+    """I keep one model deployed on whatever machines there are."""
+
+    def __init__(
+        self,
+        *,
+        config: ServeConfig,
+        engine: Engine,
+        inventory: Inventory,
+        shelf: Shelf,
+        membership: Membership,
+        connections: Connections,
+        runtime_folder: Path,
+        log_folder: Path,
+        emit: Emit,
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._inventory = inventory
+        self._shelf = shelf
+        self._membership = membership
+        self._connections = connections
+        self._runtime_folder = runtime_folder
+        self._log_folder = log_folder
+        self._emit = emit
+        self._mismatched: set[PeerId] = set()
+        self._facts = shelf.find(config.model)  # raises before anything is started
+        self._layers = parse_layers(config.layers) if config.layers else None
+        self._ctx_tokens = config.ctx_tokens or DEFAULT_CTX_TOKENS
+        self._slots = _slots(config.engine_options)
+        split = config.tensor_split
+        self._tensor_split = parse_tensor_split(split) if split else None
+        self.standing = Standing(self._facts.name, emit)
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Deploys for ever. Raises a `MeshError` only for what trying again cannot mend."""
+        self.standing.enter(Stage.STARTING, "connecting to the mesh")
+        if 0 < self._facts.n_ctx_train < (self._config.ctx_tokens or 0):
+            self.standing.warn(
+                f"--ctx {self._config.ctx_tokens} is more than the {self._facts.n_ctx_train} "
+                f"tokens that {self._facts.name} was trained on: answers may get worse beyond them"
+            )
+        await self._connections.settled.wait()
+        retry_s = FIRST_RETRY_S
+        while True:
+            changed = self._membership.changed
+            try:
+                await self._serve(await self._place())
+                retry_s = FIRST_RETRY_S
+            except (MeshError, TunnelError) as error:
+                if self._is_final(error):
+                    raise
+                retry_s = FIRST_RETRY_S if self.standing.upstream() else retry_s
+                # A worker that refuses may still be freeing an earlier lease: it is asked again.
+                short_of = isinstance(error, ResourceError) and not isinstance(error, LeaseRefused)
+                next_step = "waiting for workers" if short_of else "trying again"
+                self.standing.withdraw(str(error), next_step)
+                # Memory may also come back without anyone joining, so no wait is for ever.
+                with trio.move_on_after(SHORT_OF_MEMORY_RETRY_S if short_of else retry_s):
+                    await changed.wait()
+                retry_s = min(2 * retry_s, LAST_RETRY_S)
+
+    def _is_final(self, error: MeshError | TunnelError) -> bool:
+        """Whether trying again cannot help: what was asked is wrong, or nobody else can come.
+
+        A node that has answered once never gives up: what worked may work again.
+        """
+        if self.standing.was_ready:
+            return False
+        if isinstance(error, LeaseRefused | FileChanged | WeightsUnread | TunnelError):
+            return False
+        if isinstance(error, ResourceError):
+            return self._config.split is Split.NEVER or bool(self._config.bare_rpc)
+        return not isinstance(error, NetworkError) or isinstance(error, RpcUnreachable)
+
+    async def _place(self) -> Placement:
+        """Surveys, plans, digests. Raises `ResourceError` where the model does not fit."""
+        self.standing.enter(Stage.PLANNING, "asking the mesh's machines what they have")
+        await self._inventory.refresh()
+        # Read anew each time: the file may be another one by now.
+        self._facts = await trio.to_thread.run_sync(self._shelf.find, self._config.model)
+        lenders = await self._survey()
+        plan = self._plan(lenders)
+        by_name = {lender.name: lender for lender in lenders}
+        chosen = tuple(by_name[name] for name in plan.rpc_nodes)
+        manifest = await self._digest() if any(lender.session for lender in chosen) else None
+        return Placement(
+            model=self._facts.path,
+            model_name=self._facts.name,
+            plan=plan,
+            lenders=chosen,
+            manifest=manifest,
+            ctx_tokens=self._ctx_tokens,
+            slots=self._slots,
+            threads=self._config.threads,
+            engine_options=self._config.engine_options,
+        )
+
+    async def _survey(self) -> tuple[Lender, ...]:
+        if self._config.split is Split.NEVER:
+            return ()
+        sessions = [
+            session
+            for session in self._connections.introduced()
+            if self._membership.roles(session.peer) & LENDERS
+        ]
+        lenders = await find_lenders(sessions, self._config.bare_rpc)
+        return tuple(lender for lender in lenders if self._has_our_engine(lender))
+
+    def _has_our_engine(self, lender: Lender) -> bool:
+        """Operation numbers differ between engines, so one that differs is left out, and told."""
+        if lender.facts is None or lender.session is None:
+            return True  # a bare rpc-server, whose protocol version was checked
+        if lender.facts.engine_key == self._engine.key:
+            self._mismatched.discard(lender.session.peer)
+            return True
+        if lender.session.peer not in self._mismatched:
+            self._mismatched.add(lender.session.peer)
+            text = (
+                f"{lender.name} is left out: it runs engine {lender.facts.engine_key}, this node "
+                f"{self._engine.key}; install the same mesh version on both, then run "
+                "`mesh engine build` on each"
+            )
+            self.standing.warn(text, node=lender.name)
+        return False
+
+    def _plan(self, lenders: tuple[Lender, ...]) -> Plan:
+        split = self._split(bool(lenders))
+        if not lenders and (split is Split.ALWAYS or self._names_others()):
+            raise ResourceError("no worker is connected: run the join command on another machine")
+        return make_plan(
+            PlanRequest(
+                model=plan_model(self._facts),
+                nodes=(
+                    local_node(self._inventory.devices),
+                    *(lender.plan_node() for lender in lenders),
+                ),
+                ctx_tokens=self._ctx_tokens,
+                slots=self._slots,
+                split=split,
+                layers=self._layers,
+                tensor_split=self._tensor_split,
+            )
+        )
+
+    def _split(self, has_lenders: bool) -> Split:
+        """The demo model is there to be seen on several nodes, as soon as there are several."""
+        if self._config.split is not None:
+            return self._config.split
+        shows_off = self._config.model is None or bool(self._config.bare_rpc)
+        return Split.ALWAYS if shows_off and has_lenders else Split.AUTO
+
+    def _embeds(self) -> bool:
+        return bool(_EMBEDDING_OPTIONS & set(self._config.engine_options))
+
+    def _names_others(self) -> bool:
+        """Whether a layout by hand counts on nodes besides this one."""
+        by_range = any(given.node != LOCAL_NAME for given in self._layers or ())
+        return by_range or len(self._tensor_split or ()) > 1
+
+    async def _digest(self) -> Manifest:
+        text = f"digesting {self._facts.name}: once, to prove that all nodes have the same weights"
+        self.standing.enter(Stage.DIGESTING, text, 0.0)
+        progress = Progress()
+
+        async def show() -> None:
+            while True:
+                done_bytes, total_bytes = await progress.next()
+                self.standing.progress(Stage.DIGESTING, text, done_bytes / max(1, total_bytes))
+
+        async with accompanied_by(show):
+            manifest = await self._shelf.manifest(self._facts, progress)
+        return manifest
+
+    async def _serve(self, placement: Placement) -> None:
+        """Runs one deployment to its end, which is an error, or until a better plan is due."""
+        self.standing.planned(placement)
+        deployment = Deployment(
+            placement,
+            engine=self._engine,
+            runtime_folder=self._runtime_folder,
+            log_folder=self._log_folder,
+            emit=self._emit,
+            on_leasing=lambda text, done: self.standing.progress(Stage.LEASING, text, done),
+            on_loading=lambda text, done: self.standing.progress(Stage.LOADING, text, done),
+        )
+        if placement.lenders:
+            names = ", ".join(lender.name for lender in placement.lenders)
+            self.standing.enter(Stage.LEASING, f"asking {names} for memory")
+        async with bare_nursery() as nursery:
+            if not placement.lenders and self._split(True) is Split.ALWAYS:
+                nursery.start_soon(self._end_when_a_worker_comes, nursery.cancel_scope)
+            await deployment.run(partial(self.standing.ready, embeddings=self._embeds()))
+
+    async def _end_when_a_worker_comes(self, scope: trio.CancelScope) -> None:
+        """A model that wants several nodes and runs on one alone gets a new plan."""
+        changed = self._membership.changed
+        while not await self._survey():
+            await changed.wait()
+            changed = self._membership.changed
+        self.standing.withdraw("a worker has joined", "planning again with it")
+        scope.cancel()
+
+
+def _slots(engine_options: Sequence[str]) -> int:
+    """The parallel requests the user asked llama-server for; it takes the last of several."""
+    slots = 1
+    for name, value in pairwise((*engine_options, "")):
+        option, separator, joined = name.partition("=")
+        if option in ("-np", "--parallel"):
+            text = joined if separator else value
+            if not text.isdecimal() or not 1 <= int(text) <= MAX_SLOTS:
+                raise UsageError(f"{option} takes a number from 1 to {MAX_SLOTS}, not {text!r}")
+            slots = int(text)
+    return slots

@@ -1,0 +1,268 @@
+"""One deployment: the leases, the forwards and the llama-server of one plan, from start to end."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import trio
+
+from meshnode.config import human_bytes
+from meshnode.engine.cache import Engine
+from meshnode.engine.errors import EngineFailed, WeightsUnread
+from meshnode.engine.llama_server import LlamaServer, LlamaServerOptions, open_llama_server
+from meshnode.engine.load_report import LoadProgress, ServerLoad
+from meshnode.errors import ModelError
+from meshnode.events import Emit, Event, Kind
+from meshnode.models.manifest import FileChanged, Manifest, stamp, to_wire
+from meshnode.nurseries import bare_nursery
+from meshnode.paths import socket_path
+from meshnode.pipeline.borrow import Borrowed, LeaseLost, borrow
+from meshnode.pipeline.plan import Plan
+from meshnode.pipeline.protocol import RPC_SERVICE, LeaseRequest
+from meshnode.pipeline.survey import Lender
+from meshnode.state import write_durably
+from tunnels import Stream
+from tunnels.forward import listen_and_forward
+
+LEASE_MARGIN = 1.05
+LEASE_MARGIN_BYTES = 64 * 2**20
+"""Added to a share's estimate: graph reservations differ between builds and devices."""
+LEASE_NEWS_S = 3.0
+"""How long a dead llama-server waits for the news that a worker's death was the cause."""
+
+OnStep = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A plan and all that is needed to carry it out. `lenders`: those the plan gives layers to."""
+
+    model: Path
+    model_name: str
+    plan: Plan
+    lenders: tuple[Lender, ...]
+    manifest: Manifest | None
+    ctx_tokens: int
+    slots: int
+    threads: int | None
+    engine_options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A deployment that answers. `loads` are keyed by the lender's name."""
+
+    server: LlamaServer
+    loads: dict[str, ServerLoad]
+
+
+class Deployment:
+    """I carry out one placement, once."""
+
+    def __init__(
+        self,
+        placement: Placement,
+        *,
+        engine: Engine,
+        runtime_folder: Path,
+        log_folder: Path,
+        emit: Emit,
+        on_leasing: OnStep,
+        on_loading: OnStep,
+    ) -> None:
+        self._placement = placement
+        self._engine = engine
+        self._runtime_folder = runtime_folder
+        self._log_folder = log_folder
+        self._emit = emit
+        self._on_leasing = on_leasing
+        self._on_loading = on_loading
+        self._id = secrets.token_hex(4)
+        self._lease_lost = trio.Event()
+
+    async def run(self, on_ready: Callable[[Deployed], None]) -> None:
+        """Leases, loads, calls `on_ready`, and serves until something breaks.
+
+        Always ends in a `MeshError` that says what broke: `LeaseRefused`, `LeaseLost`,
+        `EngineFailed`.
+        """
+        files = [self._file(suffix) for suffix in ("roots", "report")]
+        try:
+            async with bare_nursery() as nursery:
+                endpoints = await self._open_endpoints(nursery)
+                try:
+                    await self._serve(endpoints, on_ready)
+                except EngineFailed:
+                    # A worker's death kills llama-server too, and is the better thing to tell: if
+                    # that was it, the news cancels this wait.
+                    with trio.move_on_after(LEASE_NEWS_S):
+                        await self._lease_lost.wait()
+                        await trio.sleep_forever()
+                    raise
+        except WeightsUnread as error:
+            raise WeightsUnread(self._name_lenders(str(error))) from None
+        finally:
+            for file in files:
+                file.unlink(missing_ok=True)
+
+    async def _serve(
+        self, endpoints: dict[str, str], on_ready: Callable[[Deployed], None]
+    ) -> NoReturn:
+        """Runs llama-server to its end, which is an `EngineFailed`."""
+        async with open_llama_server(
+            self._engine,
+            self._options(endpoints),
+            log=self._log_folder / "llama-server.log",
+            on_progress=self._show_load,
+        ) as server:
+            self._check_files()
+            on_ready(Deployed(server, self._loads(server, endpoints)))
+            await server.wait()
+            raise server.child.failure(f"llama-server {server.child.describe_end()}")
+
+    def _name_lenders(self, text: str) -> str:
+        for index, lender in enumerate(self._placement.lenders):
+            text = text.replace(f"unix:{self._rpc_socket(index)}", lender.name)
+        return text
+
+    def _check_files(self) -> None:
+        """The digests were of the files as they were; llama-server has read them since."""
+        manifest = self._placement.manifest
+        if manifest is None:
+            return
+        if tuple(stamp(Path(file.path)) for file in manifest.files) != manifest.files:
+            raise FileChanged(f"{self._placement.model} changed while it was loaded")
+
+    # -- leases -------------------------------------------------------------------------------
+
+    async def _open_endpoints(self, nursery: trio.Nursery) -> dict[str, str]:
+        """Leases from all lenders at once; each lender's RPC endpoint, in the plan's order."""
+        async with bare_nursery() as round_of_asking:
+            for index, lender in enumerate(self._placement.lenders):
+                if lender.session is not None:
+                    round_of_asking.start_soon(nursery.start, self._hold_lease, lender, index)
+        return {
+            lender.name: str(lender.bare) if lender.bare else f"unix:{self._rpc_socket(index)}"
+            for index, lender in enumerate(self._placement.lenders)
+        }
+
+    async def _hold_lease(
+        self,
+        lender: Lender,
+        index: int,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Keeps one lease and forwards its RPC connections, until the lease ends."""
+        session = lender.session
+        assert session is not None
+
+        def on_progress(done_bytes: int, total_bytes: int) -> None:
+            text = f"{lender.name} is digesting its copy of {self._placement.model_name}"
+            self._on_leasing(text, done_bytes / max(1, total_bytes))
+
+        async with borrow(session, self._request(lender), on_progress) as borrowed:
+            service = RPC_SERVICE + borrowed.granted.lease
+
+            async def open_rpc() -> Stream:
+                return await session.open(service)
+
+            async with bare_nursery() as nursery:
+                await nursery.start(listen_and_forward, self._rpc_socket(index), open_rpc)
+                self._tell_grant(lender, borrowed)
+                task_status.started()
+                await borrowed.ended.wait()
+                self._lease_lost.set()
+                raise LeaseLost(f"the lease on {lender.name} ended: {borrowed.reason}")
+
+    def _request(self, lender: Lender) -> LeaseRequest:
+        placement = self._placement
+        assert placement.manifest is not None
+        assert lender.facts is not None
+        share_bytes = sum(
+            share.total_bytes for share in placement.plan.shares if share.node == lender.name
+        )
+        wanted_bytes = int(share_bytes * LEASE_MARGIN) + LEASE_MARGIN_BYTES
+        return LeaseRequest(
+            engine_key=self._engine.key,
+            model=placement.model_name,
+            memory_bytes=min(wanted_bytes, max(share_bytes, lender.facts.usable_bytes)),
+            wanted=to_wire(placement.manifest),
+        )
+
+    def _tell_grant(self, lender: Lender, borrowed: Borrowed) -> None:
+        granted = borrowed.granted
+        data = {
+            "node": lender.name,
+            "usable_tensors": granted.usable_count,
+            "differing_tensors": list(granted.differing),
+            "missing_tensors": granted.missing_count,
+        }
+        text = f"{lender.name} has {granted.usable_count} of the model's tensors on its own disk"
+        self._emit(Event(Kind.LEASE, text, data))
+        if granted.differing_count:
+            more = granted.differing_count - 1
+            text = (
+                f"{lender.name}'s file differs from this one in {granted.differing[0]}"
+                + (f" and {more} more tensors" if more else "")
+                + ": these are not used from there, this node's own are sent; copy the file again"
+            )
+            self._emit(Event(Kind.WARNING, text, data))
+
+    # -- llama-server -------------------------------------------------------------------------
+
+    def _options(self, endpoints: dict[str, str]) -> LlamaServerOptions:
+        placement = self._placement
+        plan = placement.plan
+        return LlamaServerOptions(
+            model=placement.model,
+            socket_path=socket_path(self._runtime_folder, f"llama-{self._id}.sock"),
+            ctx_tokens=placement.ctx_tokens,
+            slots=placement.slots,
+            rpc=tuple(endpoints.values()),
+            gpu_layers=plan.gpu_layers,
+            tensor_split=plan.tensor_split,
+            devices=plan.device_order,
+            threads=placement.threads,
+            alias=placement.model_name,
+            roots=self._write_roots(),
+            report=self._file("report") if endpoints else None,
+            extra=placement.engine_options,
+        )
+
+    def _write_roots(self) -> Path | None:
+        manifest = self._placement.manifest
+        if manifest is None:
+            return None
+        if any("\n" in file.path for file in manifest.files):
+            raise ModelError(f"{manifest.files[0].path!r} has a line break in its name: rename it")
+        path = self._file("roots")
+        text = "".join(f"{manifest.root}\t{file.path}\n" for file in manifest.files)
+        write_durably(path, text.encode(errors="surrogateescape"))
+        return path
+
+    def _loads(self, server: LlamaServer, endpoints: dict[str, str]) -> dict[str, ServerLoad]:
+        names = {endpoint: name for name, endpoint in endpoints.items()}
+        loads = {names.get(load.server, load.server): load for load in server.loads}
+        for name, load in loads.items():
+            text = (
+                f"{name} read {load.local_tensors} tensors ({human_bytes(load.local_bytes)}) from "
+                f"its own disk; {load.sent_tensors} ({human_bytes(load.sent_bytes)}) were sent"
+            )
+            data = {"node": name, "local_bytes": load.local_bytes, "sent_bytes": load.sent_bytes}
+            self._emit(Event(Kind.LOAD, text, data))
+        return loads
+
+    def _show_load(self, progress: LoadProgress) -> None:
+        done = progress.done_bytes / max(1, progress.total_bytes)
+        self._on_loading(f"loading {self._placement.model_name}", done)
+
+    def _rpc_socket(self, index: int) -> Path:
+        return socket_path(self._runtime_folder, f"to-{self._id}-{index}.sock")
+
+    def _file(self, suffix: str) -> Path:
+        return self._runtime_folder / f"llama-{self._id}.{suffix}"

@@ -1,0 +1,142 @@
+"""`--layers local=0:3,NAME=4:output` and `--tensor-split 3,1`, as ranges of layers. Sans-IO.
+
+A range names its first and its last layer, both included; `output` is what comes after the last
+layer, and goes with it unless it is given to somebody by name. Inside, ranges are half-open over
+items: layers 0 to n - 1, and n for the output.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from meshnode.errors import UsageError
+
+_RANGE = re.compile(r"(?P<node>[^=]+)=(?P<first>\d{1,5}|output)(?::(?P<last>\d{1,5}|output))?")
+_FORM = "write it like local=0:3,NAME=4:output"
+
+
+@dataclass(frozen=True)
+class LayerRange:
+    """What one node is to hold: layers `first` to `last`, both included; None means the output.
+
+    `first` None: the output alone. `last` None: up to the output and with it.
+    """
+
+    node: str
+    first: int | None
+    last: int | None
+
+
+@dataclass(frozen=True)
+class ItemRange:
+    """The same for a model of known length: items `start` to `stop`, the latter left out."""
+
+    node: str
+    start: int
+    stop: int
+
+
+def parse_layers(text: str) -> tuple[LayerRange, ...]:
+    """The ranges of `NAME=FIRST:LAST,…`, in the order given. Raises `UsageError`."""
+    ranges = []
+    for part in text.split(","):
+        found = _RANGE.fullmatch(part.strip())
+        if not found:
+            raise UsageError(f"--layers: {part.strip()!r} is no range: {_FORM}")
+        first, last = found["first"], found["last"] or found["first"]
+        ranges.append(
+            LayerRange(
+                found["node"].strip(),
+                None if first == "output" else int(first),
+                None if last == "output" else int(last),
+            )
+        )
+    return tuple(ranges)
+
+
+def parse_tensor_split(text: str) -> tuple[float, ...]:
+    """The proportions of `3,1`, one for each node. Raises `UsageError`."""
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        numbers = tuple(float(part) for part in parts)
+    except ValueError as error:
+        raise UsageError(f"--tensor-split {text!r}: write numbers like 3,1") from error
+    if not all(math.isfinite(number) and number >= 0 for number in numbers) or not sum(numbers):
+        raise UsageError(f"--tensor-split {text!r}: write numbers from 0 up, not all 0")
+    return numbers
+
+
+def to_items(
+    ranges: Sequence[LayerRange], n_layers: int, nodes: Sequence[str]
+) -> tuple[ItemRange, ...]:
+    """The ranges in the order of the layers, all of them covered once. Raises `UsageError`."""
+    known = set(nodes)
+    items = []
+    for given in ranges:
+        if given.node not in known:
+            raise UsageError(
+                f"--layers names {given.node!r}, which is no node here: there are "
+                + ", ".join(nodes)
+            )
+        start = n_layers if given.first is None else given.first
+        stop = n_layers + 1 if given.last is None else given.last + 1
+        if start >= stop or (stop > n_layers and given.last is not None):
+            raise UsageError(
+                f"--layers: {given.node} cannot have {_shown(given)}: the model's layers are 0 to "
+                f"{n_layers - 1}, then output"
+            )
+        items.append(ItemRange(given.node, start, stop))
+    items.sort(key=lambda item: item.start)
+    if len({item.node for item in items}) != len(items):
+        raise UsageError("--layers names a node twice: a node holds one range")
+    if items and items[-1].stop == n_layers:  # the output goes with the last layer
+        items[-1] = ItemRange(items[-1].node, items[-1].start, n_layers + 1)
+    _check_cover(items, n_layers)
+    return tuple(items)
+
+
+def _check_cover(items: Sequence[ItemRange], n_layers: int) -> None:
+    next_item = 0
+    for item in items:
+        if item.start > next_item:
+            raise UsageError(f"--layers leaves out layer {next_item}: give it to a node")
+        if item.start < next_item:
+            raise UsageError(f"--layers gives layer {item.start} to two nodes: give it to one")
+        next_item = item.stop
+    if next_item <= n_layers:
+        raise UsageError(f"--layers leaves out layer {next_item}: give it to a node")
+
+
+def _shown(given: LayerRange) -> str:
+    first = "output" if given.first is None else given.first
+    last = "output" if given.last is None else given.last
+    return f"{first}:{last}"
+
+
+def apportion(
+    proportions: Sequence[float], n_layers: int, nodes: Sequence[str]
+) -> tuple[ItemRange, ...]:
+    """Layers in these proportions, one number a node in this order, by largest remainder; the
+    output goes with the last layer. Raises `UsageError` for too many or too few numbers."""
+    if len(proportions) != len(nodes):
+        raise UsageError(
+            f"--tensor-split has {len(proportions)} numbers for {len(nodes)} nodes: give one each "
+            "for " + ", ".join(nodes)
+        )
+    exact = [n_layers * number / sum(proportions) for number in proportions]
+    counts = [int(share) for share in exact]
+    by_remainder = sorted(
+        range(len(nodes)), key=lambda index: (counts[index] - exact[index], index)
+    )
+    for index in by_remainder[: n_layers - sum(counts)]:
+        counts[index] += 1
+    ends = list(itertools.accumulate(counts))
+    return tuple(
+        ItemRange(node, end - count, end + (end == n_layers))
+        for node, count, end in zip(nodes, counts, ends, strict=True)
+        if count
+    )

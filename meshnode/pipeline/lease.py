@@ -1,0 +1,270 @@
+"""The worker's side of a lease: one rpc-server for one orchestrator's deployment.
+
+The lease lives as long as its `control` stream: closed, lost or answered by the rpc-server's
+death, it ends, and the rpc-server's memory is given back.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import trio
+
+from meshnode.config import LendConfig, human_bytes
+from meshnode.engine.cache import Engine
+from meshnode.engine.devices import Device
+from meshnode.engine.rpc_server import open_rpc_server
+from meshnode.errors import BadMessage, MeshError, ResourceError, UsageError
+from meshnode.events import Emit, Event, Kind
+from meshnode.messages import MANIFEST_MESSAGE_BYTES, MessageStream
+from meshnode.models.shelf import LocalMatch, Progress, Shelf
+from meshnode.nurseries import accompanied_by, bare_nursery
+from meshnode.paths import socket_path
+from meshnode.pipeline.inventory import Inventory, is_gpu, keep_reserve
+from meshnode.pipeline.protocol import (
+    MAX_REPORTED_TENSORS,
+    RPC_SERVICE,
+    DeviceFacts,
+    Granted,
+    LeaseRequest,
+    WorkerFacts,
+    parse_lease_request_untrusted,
+    printable,
+)
+from meshnode.state import write_durably
+from tunnels import PeerId, Stream
+from tunnels.forward import connect_and_splice
+
+LEASE_ID_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Reserved memory: whose, for which tensors, behind which socket."""
+
+    id: str
+    owner: PeerId
+    model: str
+    memory_bytes: int
+    wanted: bytes
+    socket: Path
+
+
+class LeaseDesk:
+    """I lend this node's devices: I say what there is, and I keep the leases."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        engine: Engine,
+        inventory: Inventory,
+        lend: LendConfig,
+        shelf: Shelf,
+        runtime_folder: Path,
+        log_folder: Path,
+        emit: Emit,
+    ) -> None:
+        self._name = name
+        self._engine = engine
+        self._inventory = inventory
+        self._names = _chosen(inventory.devices, lend.devices)
+        self._lend = lend
+        self._shelf = shelf
+        self._runtime_folder = runtime_folder
+        self._log_folder = log_folder
+        self._emit = emit
+        self._leases: dict[str, Lease] = {}
+        self._server_pids: set[int] = set()
+
+    @property
+    def leases(self) -> tuple[Lease, ...]:
+        return tuple(self._leases.values())
+
+    def facts(self) -> WorkerFacts:
+        return WorkerFacts(
+            name=self._name,
+            engine_key=self._engine.key,
+            backend=self._engine.backend,
+            usable_bytes=self.usable_bytes(),
+            devices=tuple(
+                DeviceFacts(d.name, d.description, is_gpu(d), d.total_bytes, d.free_bytes)
+                for d in self._lent_devices()
+            ),
+            models=tuple(printable(name) for name in self._shelf.names()),
+        )
+
+    def usable_bytes(self) -> int:
+        """What may still be lent, leases that run taken off.
+
+        What an rpc-server of ours holds already is both lent and not free any more, so it is
+        counted once: free memory plus what our leases hold, less what they were promised.
+        """
+        lent_bytes = sum(lease.memory_bytes for lease in self._leases.values())
+        if self._lend.memory_bytes is not None:
+            return max(0, self._lend.memory_bytes - lent_bytes)
+        devices = self._lent_devices()
+        free_bytes = sum(device.free_bytes for device in devices)
+        if any(is_gpu(device) for device in devices):
+            total_bytes = sum(device.total_bytes for device in devices)
+            return max(0, min(keep_reserve(free_bytes), keep_reserve(total_bytes) - lent_bytes))
+        return max(0, keep_reserve(free_bytes + self.held_bytes()) - lent_bytes)
+
+    def _lent_devices(self) -> tuple[Device, ...]:
+        return tuple(d for d in self._inventory.devices if d.name in self._names)
+
+    def held_bytes(self) -> int:
+        """Resident memory of our rpc-servers, which is free no more."""
+        resident_bytes = 0
+        for pid in self._server_pids:
+            try:
+                resident_bytes += psutil.Process(pid).memory_info().rss
+            except psutil.Error:
+                continue
+        return resident_bytes
+
+    # -- services -----------------------------------------------------------------------------
+
+    async def serve_control(self, stream: Stream) -> None:
+        messages = MessageStream(stream)
+        request = await messages.receive_untrusted(MANIFEST_MESSAGE_BYTES)
+        await self._inventory.refresh()
+        if request.get("op") == "facts":
+            await messages.send(self.facts().to_message())
+            await stream.send_eof()
+        elif request.get("op") == "lease":
+            await self._serve_lease(stream, messages, request)
+        else:
+            raise BadMessage("the peer asks for an operation this version does not know")
+
+    async def serve_rpc(self, stream: Stream) -> None:
+        lease = self._leases.get(stream.service.removeprefix(RPC_SERVICE))
+        if lease is None or lease.owner != stream.peer:
+            stream.reset("no such lease: it has ended, or belongs to another node")
+            return
+        await connect_and_splice(stream, lease.socket)
+
+    async def _serve_lease(
+        self, stream: Stream, messages: MessageStream, message: Mapping[str, Any]
+    ) -> None:
+        """One lease from request to end. The owner's end of the stream is the end of it all."""
+        async with bare_nursery() as nursery:
+            nursery.start_soon(_cancel_when_closed, messages, nursery.cancel_scope)
+            try:
+                lease = self._reserve(stream.peer, parse_lease_request_untrusted(message))
+                try:
+                    match = await self._match(messages, lease)
+                    await self._lend_until_end(messages, lease, match)
+                finally:
+                    del self._leases[lease.id]
+                    self._tell(lease, f"lease for {lease.model} ended, memory is free again")
+            except MeshError as error:
+                await messages.send({"event": "refused", "reason": str(error)[:500]})
+            await stream.send_eof()
+            nursery.cancel_scope.cancel()
+
+    def _reserve(self, owner: PeerId, request: LeaseRequest) -> Lease:
+        """Enters the lease, so that nobody else is promised its memory while it comes up."""
+        if request.engine_key != self._engine.key:
+            raise UsageError(
+                f"{self._name} runs engine {self._engine.key}, the orchestrator "
+                f"{request.engine_key}: install the same mesh version on both, then run "
+                "`mesh engine build` on each"
+            )
+        usable_bytes = self.usable_bytes()
+        if request.memory_bytes > usable_bytes:
+            raise ResourceError(
+                f"{self._name} can lend {human_bytes(usable_bytes)}, not "
+                f"{human_bytes(request.memory_bytes)}: end other leases, raise --memory, or give "
+                "it fewer layers"
+            )
+        lease_id = secrets.token_hex(LEASE_ID_BYTES)
+        lease = Lease(
+            id=lease_id,
+            owner=owner,
+            model=request.model,
+            memory_bytes=request.memory_bytes,
+            wanted=request.wanted,
+            socket=socket_path(self._runtime_folder, f"rpc-{lease_id}.sock"),
+        )
+        self._leases[lease_id] = lease
+        return lease
+
+    async def _match(self, messages: MessageStream, lease: Lease) -> LocalMatch:
+        """The model's tensors as our files have them; a first digest is told as it goes."""
+        progress = Progress()
+
+        async def tell() -> None:
+            while True:
+                done_bytes, total_bytes = await progress.next()
+                await messages.send(
+                    {"event": "progress", "done_bytes": done_bytes, "total_bytes": total_bytes}
+                )
+
+        async with accompanied_by(tell):
+            match = await self._shelf.match(lease.wanted, lease.model, progress)
+        return match
+
+    async def _lend_until_end(
+        self, messages: MessageStream, lease: Lease, match: LocalMatch
+    ) -> None:
+        """Runs the rpc-server, until it ends by itself or we are cancelled."""
+        manifest = lease.socket.with_suffix(".manifest")
+        write_durably(manifest, match.engine_manifest.encode(errors="surrogateescape"))
+        try:
+            async with open_rpc_server(
+                self._engine,
+                lease.socket,
+                manifest=manifest if match.usable_count else None,
+                memory_limit_bytes=lease.memory_bytes,
+                devices=self._names,
+                threads=self._lend.threads,
+                log=self._log_folder / "rpc-server.log",
+            ) as child:
+                self._server_pids.add(child.pid)
+                try:
+                    await messages.send(_granted(lease.id, match).to_message())
+                    self._tell(lease, f"lent {human_bytes(lease.memory_bytes)} for {lease.model}")
+                    await child.wait()
+                finally:
+                    self._server_pids.remove(child.pid)
+                reason = f"the rpc-server on {self._name} ended; its log is there"
+                await messages.send({"event": "ended", "reason": reason})
+        finally:
+            manifest.unlink(missing_ok=True)
+
+    def _tell(self, lease: Lease, text: str) -> None:
+        data = {"lease": lease.id, "owner": str(lease.owner), "memory_bytes": lease.memory_bytes}
+        self._emit(Event(Kind.LEASE, text, data))
+
+
+async def _cancel_when_closed(messages: MessageStream, scope: trio.CancelScope) -> None:
+    """A lost stream raises instead, which ends the lease just the same."""
+    while await messages.receive_or_end_untrusted() is not None:
+        pass
+    scope.cancel()
+
+
+def _granted(lease_id: str, match: LocalMatch) -> Granted:
+    return Granted(
+        lease=lease_id,
+        usable_count=match.usable_count,
+        missing_count=match.missing_count,
+        differing_count=len(match.differing),
+        differing=match.differing[:MAX_REPORTED_TENSORS],
+    )
+
+
+def _chosen(devices: tuple[Device, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the devices the operator named, or of all GPUs, or of the CPU."""
+    known = [device.name for device in devices]
+    for name in wanted:
+        if name not in known:
+            raise UsageError(f"there is no device {name!r} here: known are {', '.join(known)}")
+    gpus = tuple(device.name for device in devices if is_gpu(device))
+    return wanted or gpus or tuple(known)

@@ -1,0 +1,198 @@
+"""Messages of the `control` service between an orchestrator and a worker. Sans-IO.
+
+One stream a request; the first message names the operation:
+
+- `facts`: answered with one `WorkerFacts`.
+- `lease`: answered with any number of `progress`, then `granted` or `refused`. The stream then
+  *is* the lease: when either side closes it, or it is lost, the lease has ended. The worker says
+  `ended` with the reason when it is the one who ends it.
+
+Activations go over `rpc/<lease id>`, open to the lease's owner alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from meshnode.errors import BadMessage
+
+MAX_TEXT_CHARS = 512
+MAX_DEVICES = 16
+MAX_REPORTED_TENSORS = 64
+RPC_SERVICE = "rpc/"
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """A device as its node reports it; bytes are of memory."""
+
+    name: str
+    description: str
+    is_gpu: bool
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """What a worker lends. `usable_bytes`: over all devices, its operator's limit applied."""
+
+    name: str
+    engine_key: str
+    backend: str
+    usable_bytes: int
+    devices: tuple[DeviceFacts, ...]
+    models: tuple[str, ...]
+
+    def to_message(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "engine_key": self.engine_key,
+            "backend": self.backend,
+            "usable_bytes": self.usable_bytes,
+            "models": list(self.models),
+            "devices": [
+                [d.name, d.description, d.is_gpu, d.total_bytes, d.free_bytes] for d in self.devices
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class LeaseRequest:
+    """`memory_bytes` is what the worker's rpc-server may allocate in all; `wanted` the packed
+    root and tensor digests of the model (`meshnode.models.manifest`)."""
+
+    engine_key: str
+    model: str
+    memory_bytes: int
+    wanted: bytes
+
+    def to_message(self) -> dict[str, Any]:
+        return {
+            "op": "lease",
+            "engine_key": self.engine_key,
+            "model": self.model,
+            "memory_bytes": self.memory_bytes,
+            "wanted": self.wanted,
+        }
+
+
+@dataclass(frozen=True)
+class Granted:
+    """`usable`: tensors the worker reads from its own disk. `differing`: names of tensors whose
+    bytes there are not the model's (the first few), `differing_count` of them in all."""
+
+    lease: str
+    usable_count: int
+    missing_count: int
+    differing_count: int
+    differing: tuple[str, ...]
+
+    def to_message(self) -> dict[str, Any]:
+        return {
+            "event": "granted",
+            "lease": self.lease,
+            "usable_count": self.usable_count,
+            "missing_count": self.missing_count,
+            "differing_count": self.differing_count,
+            "differing": list(self.differing),
+        }
+
+
+def printable(text: str) -> str:
+    """The text with whatever a terminal or an encoding could trip over shown as `?`."""
+    return "".join(char if char.isprintable() else "?" for char in text)[:MAX_TEXT_CHARS]
+
+
+def parse_worker_facts_untrusted(message: Mapping[str, Any]) -> WorkerFacts:
+    """Raises `BadMessage` and nothing else."""
+    devices = tuple(_device(row) for row in _list(message, "devices", MAX_DEVICES))
+    if not devices:
+        raise BadMessage("the worker reports no device")
+    return WorkerFacts(
+        name=_text(message, "name"),
+        engine_key=_text(message, "engine_key"),
+        backend=_text(message, "backend"),
+        usable_bytes=_count(message, "usable_bytes"),
+        devices=devices,
+        models=tuple(_as_text(name) for name in _list(message, "models", 10_000)),
+    )
+
+
+def parse_lease_request_untrusted(message: Mapping[str, Any]) -> LeaseRequest:
+    """Raises `BadMessage` and nothing else."""
+    wanted = message.get("wanted")
+    if not isinstance(wanted, bytes):
+        raise BadMessage("the peer's lease request names no tensors")
+    return LeaseRequest(
+        engine_key=_text(message, "engine_key"),
+        model=_text(message, "model"),
+        memory_bytes=_count(message, "memory_bytes"),
+        wanted=wanted,
+    )
+
+
+def parse_granted_untrusted(message: Mapping[str, Any]) -> Granted:
+    """Raises `BadMessage` and nothing else."""
+    lease = _text(message, "lease")
+    if not (lease.isascii() and lease.isalnum()):
+        raise BadMessage("the worker's lease has no proper id")
+    names = _list(message, "differing", MAX_REPORTED_TENSORS)
+    return Granted(
+        lease=lease,
+        usable_count=_count(message, "usable_count"),
+        missing_count=_count(message, "missing_count"),
+        differing_count=_count(message, "differing_count"),
+        differing=tuple(_as_text(name) for name in names),
+    )
+
+
+def parse_reason_untrusted(message: Mapping[str, Any]) -> str:
+    """The peer's sentence, made safe to show."""
+    return _text(message, "reason")
+
+
+def parse_progress_untrusted(message: Mapping[str, Any]) -> tuple[int, int]:
+    """(done, total) bytes digested."""
+    return _count(message, "done_bytes"), _count(message, "total_bytes")
+
+
+def _device(row: object) -> DeviceFacts:
+    if not isinstance(row, Sequence) or isinstance(row, str | bytes) or len(row) != 5:
+        raise BadMessage("the worker's device list has an unknown shape")
+    name, description, is_gpu, total_bytes, free_bytes = row
+    counts = (total_bytes, free_bytes)
+    if not isinstance(is_gpu, bool) or not all(_is_count(value) for value in counts):
+        raise BadMessage("the worker's device list has an unknown shape")
+    return DeviceFacts(_as_text(name), _as_text(description), is_gpu, total_bytes, free_bytes)
+
+
+def _text(message: Mapping[str, Any], key: str) -> str:
+    return _as_text(message.get(key))
+
+
+def _as_text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > MAX_TEXT_CHARS:
+        raise BadMessage("the peer's message lacks a text or has one too long")
+    return printable(value)
+
+
+def _count(message: Mapping[str, Any], key: str) -> int:
+    value = message.get(key)
+    if not _is_count(value):
+        raise BadMessage(f"the peer's message has no proper {key}")
+    assert isinstance(value, int)
+    return value
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _list(message: Mapping[str, Any], key: str, limit: int) -> Sequence[Any]:
+    value = message.get(key)
+    if not isinstance(value, list) or len(value) > limit:
+        raise BadMessage(f"the peer's message has no proper {key}")
+    return value
