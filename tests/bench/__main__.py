@@ -1,0 +1,82 @@
+"""`./just bench`: the committed benchmark, in one run, with its machine."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import statistics
+import tempfile
+from pathlib import Path
+
+import click
+import psutil
+import trio
+
+from meshnode.cli.engine import build_showing_progress
+from meshnode.engine.build import BuildOptions
+from tests.bench.first_light import LAYERS, Bench, Case, run_bench, table
+from tests.engine.synthetic import make_model
+
+RESULT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- result -->", "<!-- end of result -->"
+
+
+@click.command()
+@click.option("--rounds", type=click.IntRange(1), default=5)
+@click.option("--tokens", type=click.IntRange(8), default=64)
+@click.option("--write", is_flag=True, help="Put the result into docs/benchmarks.md.")
+def main(rounds: int, tokens: int, write: bool) -> None:
+    """Alone, stock RPC over TCP, mesh over QUIC."""
+    engine = build_showing_progress(BuildOptions())
+    stock = build_showing_progress(BuildOptions(stock=True))
+    with tempfile.TemporaryDirectory(prefix="mesh-bench-") as name:
+        folder = Path(name)
+        (folder / "models").mkdir()
+        model = make_model(
+            folder / "models" / "bench.gguf",
+            layers=LAYERS,
+            width=1024,
+            vocab=32000,
+            heads=16,
+            ffn=2816,
+        )
+        bench = Bench(model, engine, stock, folder, tokens, rounds)
+        size_mb = model.stat().st_size / 1e6
+        cases = trio.run(run_bench, bench, click.echo)
+    text = report(cases, rounds, tokens, size_mb)
+    click.echo("\n" + text)
+    if write:
+        before, _, rest = RESULT.read_text().partition(BEGIN)
+        after = rest.partition(END)[2]
+        RESULT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def report(cases: tuple[Case, ...], rounds: int, tokens: int, size_mb: float) -> str:
+    mesh = cases[-1]
+    loaded = statistics.median(one.sent_bytes or 0 for one in mesh.rounds)
+    per_token = statistics.median(one.bytes_per_token or 0 for one in mesh.rounds)
+    today = datetime.datetime.now(datetime.UTC).date()
+    return "\n".join(
+        (
+            f"{today}; {_machine()}.",
+            f"Model: {size_mb:.0f} MB, Q8_0, {LAYERS} layers × 1024; {tokens} tokens, "
+            f"median of {rounds} rounds.",
+            "",
+            table(cases),
+            "",
+            f"Over the mesh's tunnel: {loaded / 1e6:.2f} MB both ways from start to ready, "
+            f"{per_token / 1e3:.1f} kB a token.",
+        )
+    )
+
+
+def _machine() -> str:
+    memory_gib = psutil.virtual_memory().total / 2**30
+    return (
+        f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} cores, "
+        f"{memory_gib:.0f} GiB, one thread an engine process"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Whole nodes as real processes, on loopback, each with a home of its own below `tmp_path`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from meshnode.demo.nodes import NodeProcess, invite_token, open_node, write_token
+from tests.engine.synthetic import make_model
+
+LOOPBACK = ("--listen", "127.0.0.1:0")
+ANY_HTTP = ("--http", "127.0.0.1:0")
+SAME_LAYOUT = ("--no-repack",)
+# Two engine threads that wait for one another on a busy machine wait for the scheduler.
+ONE_THREAD = ("--threads", "1")
+COMMAND_TIMEOUT_S = 120
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _engine(engine_bin: Path) -> None:
+    """Every test here runs the engine; nodes find it in the cache as users' nodes do."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a command ended."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    def check(self, exit_code: int, *words: str) -> None:
+        """One clear sentence, the documented code, no traceback."""
+        said = self.stdout + self.stderr
+        assert self.exit_code == exit_code, said
+        assert "Traceback" not in said
+        for word in words:
+            assert word in self.stderr, said
+
+
+Mesh = Callable[..., Finished]
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Mesh:
+    """Runs `mesh ARGUMENTS` to its end."""
+
+    def run(*arguments: str, stdin: str = "", env: dict[str, str] | None = None) -> Finished:
+        done = subprocess.run(
+            [sys.executable, "-m", "meshnode.cli.main", *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT_S,
+            env={**os.environ, "MESH_HOME": str(tmp_path / "home"), **(env or {})},
+            check=False,
+        )
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder of homes, and ways to start nodes in it."""
+
+    folder: Path
+
+    @asynccontextmanager
+    async def worker(self, *arguments: str, name: str = "worker") -> AsyncIterator[NodeProcess]:
+        async with open_node(
+            *("worker", *LOOPBACK, *ONE_THREAD, *arguments),
+            name=name,
+            home=self.folder / name,
+            log_folder=self.folder,
+        ) as node:
+            yield node
+
+    @asynccontextmanager
+    async def serve(
+        self,
+        *arguments: str,
+        name: str = "orchestrator",
+        http: Sequence[str] = ANY_HTTP,
+        engine_options: Sequence[str] = SAME_LAYOUT,
+        stdin: str = "",
+    ) -> AsyncIterator[NodeProcess]:
+        async with open_node(
+            *("serve", *LOOPBACK, *ONE_THREAD, *http, *arguments),
+            name=name,
+            home=self.folder / name,
+            log_folder=self.folder,
+            engine_options=engine_options,
+            stdin=stdin,
+        ) as node:
+            yield node
+
+    async def token_of(self, node: NodeProcess) -> str:
+        return invite_token(await node.wait_event("invite"))
+
+    async def join_file(self, node: NodeProcess) -> Path:
+        return write_token(self.folder / f"{node.name}.token", await self.token_of(node))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 layers of noise, 2 MB."""
+    folder = tmp_path_factory.mktemp("small")
+    return make_model(folder / "small.gguf", layers=8, width=128, ffn=256, seed=1, name="small")
+
+
+@pytest.fixture
+def free_tcp_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,101 @@
+"""What is told of a deployment, how often, and what remains to be asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from meshnode.engine.load_report import ServerLoad
+from meshnode.events import Event, Kind
+from meshnode.gateway.view import Stage
+from meshnode.pipeline.deployment import Deployed, Placement
+from meshnode.pipeline.plan import Plan, Share
+from meshnode.pipeline.standing import Standing
+
+SHARE = Share("tower", "CPU", 3, 8, True, 100, 10, 1)
+LOAD = ServerLoad("unix:/x", 9, 900, 1, 100, 0, None)
+
+
+def standing() -> tuple[Standing, list[Event]]:
+    events: list[Event] = []
+    one = Standing("glm", events.append)
+    one.url = "http://127.0.0.1:8090"
+    return one, events
+
+
+def placement() -> Placement:
+    plan = Plan((SHARE,), False, 6, (6,), ("RPC0",), ("tower",))
+    return Placement(Path("glm.gguf"), "glm", plan, (), None, 4096, 1, None, ())
+
+
+def deployed() -> Deployed:
+    server = cast("Any", SimpleNamespace(socket_path=Path("/run/llama.sock")))
+    return Deployed(server, {"tower": LOAD})
+
+
+def test_waiting_is_told_once_and_again_after_it_was_ready() -> None:
+    one, events = standing()
+    for _ in range(3):
+        one.enter(Stage.PLANNING, "asking")
+        one.withdraw("no worker is connected", "waiting for workers")
+    assert [event.kind for event in events] == [Kind.STAGE, Kind.WARNING]
+    one.ready(deployed(), embeddings=False)
+    one.withdraw("no worker is connected", "waiting for workers")
+    assert [event.kind for event in events[2:]] == [Kind.READY, Kind.WARNING]
+
+
+def test_the_reason_of_a_loss_outlasts_the_next_stage() -> None:
+    one, _ = standing()
+    one.ready(deployed(), embeddings=False)
+    loss = one.loss()
+    one.withdraw("the lease on tower ended\n  a line of a log", "trying again")
+    one.enter(Stage.PLANNING, "asking")
+    assert loss.happened.is_set()
+    assert loss.health
+    assert loss.health.message == "the lease on tower ended; trying again"
+    assert one.upstream() is None
+
+
+def test_who_asks_later_still_learns_what_happened() -> None:
+    one, _ = standing()
+    one.ready(deployed(), embeddings=False)
+    one.withdraw("the lease on tower ended", "trying again")
+    one.enter(Stage.PLANNING, "asking")
+    assert one.health().message == "asking (the lease on tower ended)"
+    one.ready(deployed(), embeddings=False)
+    one.enter(Stage.PLANNING, "asking")
+    assert one.health().message == "asking"
+
+
+def test_each_server_has_a_generation_and_a_loss_of_its_own() -> None:
+    one, _ = standing()
+    one.ready(deployed(), embeddings=False)
+    first, first_loss = one.upstream(), one.loss()
+    one.withdraw("lost", "trying again")
+    one.ready(deployed(), embeddings=True)
+    second = one.upstream()
+    assert first
+    assert second
+    assert second.generation == first.generation + 1
+    assert (first.embeddings, second.embeddings) == (False, True)
+    assert one.loss() is not first_loss
+
+
+def test_the_status_is_json_and_says_what_came_from_where() -> None:
+    one, events = standing()
+    one.planned(placement())
+    one.ready(deployed(), embeddings=False)
+    one.record_generation(20, 2.0)
+    status = json.loads(json.dumps(one.deployment_status()))
+    assert status["load"][0] == {
+        "node": "tower",
+        "local_tensors": 9,
+        "local_bytes": 900,
+        "sent_tensors": 1,
+        "sent_bytes": 100,
+    }
+    assert (status["layers"][0]["first"], status["layers"][0]["last"]) == (3, 8)
+    assert status["tokens_per_s"] == 10.0
+    assert "tower (CPU) computes layers 3-7 and output" in events[0].text

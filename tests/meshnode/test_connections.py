@@ -1,0 +1,342 @@
+"""Nodes find, keep and lose one another: real tunnels and memberships in a world made of memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from discovery.grants import Role, issue_root, parse_grant_untrusted
+from discovery.roster import MEMBER_LIFETIME_S
+from discovery.token import Token
+from meshnode import connections, membership
+from meshnode.connections import Connections
+from meshnode.errors import AccessError
+from meshnode.events import Event, Kind
+from meshnode.membership import Membership
+from meshnode.messages import MessageStream
+from meshnode.state import Home
+from tests.lab.datagrams import FakeHost, World
+from tunnels import Endpoint, Identity, PeerId, Session, Stream, StreamReset
+
+Clock = trio.testing.MockClock
+
+
+@dataclass
+class Party:
+    """A node reduced to membership, on a host of the world."""
+
+    name: str
+    home: Home
+    endpoint: Endpoint
+    membership: Membership
+    connections: Connections
+    nursery: trio.Nursery
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def peer(self) -> PeerId:
+        return self.endpoint.peer
+
+    def invite(self, role: Role = Role.PEER) -> Token:
+        places = self.endpoint.candidates()
+        return self.membership.invite(places, role=role, lifetime_s=3600, uses=9)
+
+    def run_connections(self) -> None:
+        self.nursery.start_soon(self.connections.run, ())
+
+    def tells(self) -> list[tuple[object, object]]:
+        """Who came and went, as its user was told."""
+        peers = [event.data for event in self.events if event.kind is Kind.PEER]
+        return [(data["name"], data["up"]) for data in peers]
+
+    def knows(self, other: Party) -> bool:
+        return self.membership.is_introduced(other.peer)
+
+    def session(self, other: Party) -> Session:
+        session = self.endpoint.session(other.peer)
+        assert session is not None
+        return session
+
+    async def dial(self, other: Party) -> Session:
+        return await self.endpoint.connect(other.peer, other.endpoint.candidates())
+
+    async def introduce_to(self, other: Party) -> None:
+        places = self.endpoint.candidates()
+        await self.membership.introduce(self.session(other), places)
+
+
+@asynccontextmanager
+async def party(folder: Path, host: FakeHost, name: str) -> AsyncIterator[Party]:
+    with Home(folder / name) as home:
+        identity = Identity.load_or_create(home.folder / "node.key")
+        members = Membership(home, identity, name)
+        endpoint = Endpoint(identity, authorize=members.authorize, network=host)
+
+        async def hello(stream: Stream) -> None:
+            await members.serve_hello(stream, endpoint.candidates())
+
+        endpoint.serve("join", members.serve_join)
+        endpoint.serve("hello", hello)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(endpoint.run, None, 4433)
+            events: list[Event] = []
+            kept = Connections(endpoint, members, events.append)
+            yield Party(name, home, endpoint, members, kept, nursery, events)
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def parties(folder: Path, *names: str) -> AsyncIterator[list[Party]]:
+    with trio.fail_after(1000):
+        async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+            world = World()
+            nursery.start_soon(world.run)
+            yield [
+                await stack.enter_async_context(party(folder, world.host(f"11.0.0.{n + 1}"), name))
+                for n, name in enumerate(names)
+            ]
+            await stack.aclose()
+            nursery.cancel_scope.cancel()
+
+
+async def test_an_introduction_that_fails_on_a_living_session_is_tried_again(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "alice", "bob") as (alice, bob):
+        await alice.connections.join(bob.invite())
+        alice.session(bob).end("the test parts them")
+        await trio.sleep(1)
+        dropped: list[Stream] = []
+
+        async def hello(stream: Stream) -> None:
+            if not dropped:
+                dropped.append(stream)
+                stream.reset("lost on the way")
+            else:
+                await bob.membership.serve_hello(stream, bob.endpoint.candidates())
+
+        bob.endpoint.serve("hello", hello)
+        alice.run_connections()
+        await trio.sleep(10)
+        assert dropped
+        assert alice.knows(bob)
+        assert bob.knows(alice)
+
+
+async def test_a_peer_that_hangs_up_at_once_is_dialled_ever_less_often(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "alice", "bob") as (alice, bob):
+        await alice.connections.join(bob.invite())
+        alice.session(bob).end("the test parts them")
+        await trio.sleep(1)
+        calls: list[float] = []
+
+        async def hello(stream: Stream) -> None:
+            await bob.membership.serve_hello(stream, bob.endpoint.candidates())
+            calls.append(trio.current_time())
+            bob.session(alice).end("not now")
+
+        bob.endpoint.serve("hello", hello)
+        alice.run_connections()
+        await trio.sleep(60)
+        assert 4 <= len(calls) <= 7, calls
+
+
+async def test_a_stranger_loses_its_session_and_a_member_keeps_it(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "alice", "bob", "stranger") as (alice, bob, stranger):
+        bob.run_connections()
+        await trio.testing.wait_all_tasks_blocked()
+        await alice.connections.join(bob.invite())
+        session = await stranger.dial(bob)
+        await trio.sleep(connections.STRANGER_TIMEOUT_S + 1)
+        assert session.close_reason == "no introduction within 30 s"
+        assert bob.endpoint.sessions() == [bob.session(alice)]
+        assert bob.knows(alice)
+
+
+async def test_many_strangers_do_not_lock_members_out(
+    tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MAX_STRANGERS", 2)
+    async with parties(tmp_path, "bob", "alice", "s1", "s2", "s3") as (bob, alice, *strangers):
+        bob.run_connections()
+        await trio.testing.wait_all_tasks_blocked()
+        await alice.connections.join(bob.invite())
+        sessions = [await stranger.dial(bob) for stranger in strangers]
+        await trio.sleep(1)
+        assert [session.closed.is_set() for session in sessions] == [True, False, False]
+        assert bob.knows(alice)
+
+
+@pytest.mark.parametrize("service", ["join", "hello"])
+async def test_whoever_says_nothing_is_not_waited_for(
+    service: str, tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "alice", "bob") as (alice, bob):
+        session = await alice.dial(bob)
+        stream = await session.open(service)
+        await stream.send_all(b"\0")
+        with trio.fail_after(membership.HELLO_TIMEOUT_S + 1):
+            with pytest.raises(StreamReset, match="nothing was said"):
+                await stream.receive_some()
+
+
+@pytest.mark.parametrize("service", ["join", "hello"])
+async def test_nonsense_from_a_stranger_leaves_one_line_in_the_log(
+    service: str, tmp_path: Path, autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with parties(tmp_path, "alice", "bob") as (alice, bob):
+        stream = await (await alice.dial(bob)).open(service)
+        await MessageStream(stream).send({"id": 7, "grants": 7})
+        with pytest.raises(StreamReset, match="unknown shape"):
+            await stream.receive_some()
+        assert "Traceback" not in caplog.text
+
+
+def recorded_hellos(bob: Party) -> list[set[bytes]]:
+    """The meshes whose grants each hello to bob shows, from now on."""
+    shown: list[set[bytes]] = []
+    accept = bob.membership._accept_hello
+
+    def record(
+        peer: PeerId, session: Session | None, message: Mapping[str, Any]
+    ) -> frozenset[bytes]:
+        shown.append({parse_grant_untrusted(data).mesh for data in message["grants"]})
+        return accept(peer, session, message)
+
+    bob.membership._accept_hello = record  # type: ignore[method-assign]
+    return shown
+
+
+async def test_only_grants_of_shared_meshes_are_shown(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "alice", "bob") as (alice, bob):
+        for _ in range(20):
+            root = Identity.generate()
+            alice.membership._grants[root.peer.key] = issue_root(
+                root.sign,
+                mesh=root.peer.key,
+                peer=alice.peer,
+                role=Role.PEER,
+                expires_at=2**40,
+                may_invite=False,
+            )
+        hellos = recorded_hellos(bob)
+        await alice.connections.join(bob.invite())
+        assert hellos == [{bob.membership.own_mesh}]
+    async with parties(tmp_path, "alice", "bob") as (alice, bob):  # what was proven is kept
+        hellos = recorded_hellos(bob)
+        await alice.dial(bob)
+        await alice.introduce_to(bob)
+        await trio.sleep(1)
+        assert hellos == [{bob.membership.own_mesh}]
+        assert bob.knows(alice)
+
+
+async def test_a_worker_becomes_a_peer_by_another_invite(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "alice", "bob") as (alice, bob):
+        await alice.connections.join(bob.invite(Role.WORKER))
+        assert bob.membership.roles(alice.peer) == {Role.WORKER}
+        assert not bob.membership.authorize(alice.peer, "control")
+        await alice.connections.join(bob.invite(Role.PEER))
+        assert bob.membership.roles(alice.peer) == {Role.PEER}
+        assert bob.membership.authorize(alice.peer, "control")
+
+
+async def test_both_sides_are_told_once_that_they_are_connected(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "alice", "bob") as (alice, bob):
+        for one in (alice, bob):
+            one.run_connections()
+        await trio.testing.wait_all_tasks_blocked()
+        await alice.connections.join(bob.invite())
+        await trio.sleep(5)
+        assert alice.tells() == [("bob", True)]
+        assert bob.tells() == [("alice", True)]
+        alice.session(bob).end("the test parts them")
+        await trio.sleep(0.5)
+        assert bob.tells() == [("alice", True), ("alice", False)]
+
+
+async def test_a_peer_that_restarted_must_introduce_itself_again(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "alice", "bob", "spare") as (alice, bob, spare):
+        await alice.connections.join(bob.invite())
+        assert bob.membership.authorize(alice.peer, "control")
+        restarted = Endpoint(
+            alice.endpoint.identity,
+            authorize=alice.membership.authorize,
+            network=spare.endpoint._network,
+        )
+        await spare.nursery.start(restarted.run, None, 5544)
+        await restarted.connect(bob.peer, bob.endpoint.candidates())
+        assert not bob.knows(alice)
+        assert not bob.membership.roles(alice.peer)
+        assert not bob.membership.authorize(alice.peer, "control")
+        await alice.membership.introduce(
+            restarted.sessions()[0], restarted.candidates(), (bob.membership.own_mesh,)
+        )
+        await trio.sleep(1)
+        assert bob.membership.authorize(alice.peer, "control")
+
+
+async def test_hearing_the_same_again_writes_nothing(
+    tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with parties(tmp_path, "alice", "bob") as (alice, bob):
+        token = bob.invite()
+        await alice.connections.join(token)
+        written: list[str] = []
+        monkeypatch.setattr(Home, "save_json", lambda _home, name, _doc: written.append(name))
+        await alice.introduce_to(bob)
+        assert written == []
+        await alice.membership.redeem_token(alice.session(bob), token)  # burned already
+        assert written == ["membership.json"], "alice's new grant, and nothing of bob's"
+
+
+async def test_a_peers_words_cannot_drive_our_terminal(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async def refuse(stream: Stream) -> None:
+        await MessageStream(stream).send({"refused": "\x1b[2Jgo away"})
+
+    async with parties(tmp_path, "alice", "bob") as (alice, bob):
+        bob.endpoint.serve("join", refuse)
+        with pytest.raises(AccessError, match=r"refused: \?\[2Jgo away"):
+            await alice.connections.join(bob.invite())
+
+
+async def test_members_unheard_of_are_dropped_and_those_here_are_not(
+    tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with parties(tmp_path, "bob", "alice", "gone", "new") as (bob, alice, gone, new):
+        now_s = time.time()
+        await alice.connections.join(bob.invite())
+        await gone.connections.join(bob.invite())
+        gone.session(bob).end("for good")
+        await trio.sleep(1)
+        later = SimpleNamespace(time=lambda: now_s + MEMBER_LIFETIME_S + 1000)
+        monkeypatch.setattr(membership, "time", later)
+        monkeypatch.setattr(connections, "time", later)
+        await new.connections.join(bob.invite())
+        assert {member.name for member in bob.membership.members()} == {"alice", "new"}
+    with Home(tmp_path / "alice") as home:
+        identity = Identity.load_or_create(home.folder / "node.key")
+        assert Membership(home, identity, "alice").members() == (), "at the next start, too"

@@ -1,0 +1,23 @@
+"""The table in `meshnode.errors` is what the shell sees."""
+
+import re
+
+from meshnode import errors
+
+
+def test_every_error_has_the_exit_code_its_table_promises() -> None:
+    rows = re.findall(r"^(\d) +`(\w+)`", errors.__doc__ or "", re.MULTILINE)
+    table = {name: int(code) for code, name in rows}
+    assert table == {name: getattr(errors, name).exit_code for name in table}
+    assert sorted(table.values()) == list(range(1, 9))
+
+
+def test_no_error_has_a_code_outside_the_table() -> None:
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert {value.exit_code for value in classes if issubclass(value, errors.MeshError)} == set(
+        range(1, 9)
+    )
+
+
+def test_an_error_is_its_sentence() -> None:
+    assert str(errors.ModelError("no such file: give another")) == "no such file: give another"

@@ -1,0 +1,214 @@
+"""A worker's leases over a real tunnel with a real rpc-server: what is refused, what ends one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import pytest
+import trio
+
+from meshnode.config import LendConfig
+from meshnode.engine.cache import Engine, load_engine
+from meshnode.engine.children import open_child
+from meshnode.engine.devices import cpu_device
+from meshnode.events import Event
+from meshnode.models.manifest import to_wire
+from meshnode.models.shelf import Shelf
+from meshnode.pipeline.borrow import LeaseRefused, ask_facts, borrow
+from meshnode.pipeline.inventory import Inventory
+from meshnode.pipeline.lease import LeaseDesk
+from meshnode.pipeline.protocol import LeaseRequest
+from tests.engine.synthetic import make_model
+from tunnels import Endpoint, Identity, Session, StreamError
+
+pytestmark = pytest.mark.engine
+
+MEMORY_BYTES = 64 * 2**20
+LENDS = LendConfig(memory_bytes=2 * MEMORY_BYTES, threads=1)
+SOON_S = 20
+
+
+@dataclass
+class Scene:
+    """A worker with one model, and a session of an orchestrator's to it."""
+
+    desk: LeaseDesk
+    session: Session
+    request: LeaseRequest
+    endpoint: Endpoint
+    worker: Endpoint
+    freed: trio.Event
+
+    async def until_free(self) -> None:
+        with trio.fail_after(SOON_S):
+            await self.freed.wait()
+        assert self.desk.leases == ()
+
+
+@asynccontextmanager
+async def scene(folder: Path, engine: Engine, lend: LendConfig = LENDS) -> AsyncIterator[Scene]:
+    models, manifests, runtime = folder / "models", folder / "manifests", folder / "run"
+    for each in (models, manifests, runtime):
+        each.mkdir()
+    model = make_model(models / "small.gguf", layers=2, width=64, ffn=64)
+    shelf = Shelf((models,), manifests)
+    freed = trio.Event()
+
+    def emit(event: Event) -> None:
+        if "free again" in event.text:
+            freed.set()
+
+    desk = LeaseDesk(
+        name="worker",
+        engine=engine,
+        inventory=Inventory(engine, (cpu_device(),)),
+        lend=lend,
+        shelf=shelf,
+        runtime_folder=runtime,
+        log_folder=folder,
+        emit=emit,
+    )
+    worker = Endpoint(Identity.generate(), authorize=lambda _peer, _service: True)
+    worker.serve("control", desk.serve_control)
+    worker.serve("rpc/", desk.serve_rpc)
+    borrower = Endpoint(Identity.generate(), authorize=lambda _peer, _service: False)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(worker.run, "127.0.0.1", 0)
+        await nursery.start(borrower.run, "127.0.0.1", 0)
+        manifest = await shelf.manifest(shelf.find(str(model)))
+        request = LeaseRequest(engine.key, "small", MEMORY_BYTES, to_wire(manifest))
+        session = await borrower.connect(worker.peer, worker.candidates())
+        yield Scene(desk, session, request, borrower, worker, freed)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def engine(engine_bin: Path) -> Engine:
+    return load_engine(engine_bin)
+
+
+@pytest.fixture
+def short_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A socket's path is limited to about 100 bytes."""
+    return tmp_path_factory.mktemp("l")
+
+
+async def test_a_worker_says_what_it_lends(short_path: Path, engine: Engine) -> None:
+    async with scene(short_path, engine) as stage:
+        facts = await ask_facts(stage.session)
+    assert (facts.name, facts.engine_key) == ("worker", engine.key)
+    assert facts.usable_bytes == 2 * MEMORY_BYTES
+    assert "small" in facts.models
+
+
+async def test_a_lease_lasts_as_long_as_its_stream(short_path: Path, engine: Engine) -> None:
+    async with scene(short_path, engine) as stage:
+        async with borrow(stage.session, stage.request, lambda *_: None) as borrowed:
+            (lease,) = stage.desk.leases
+            assert lease.id == borrowed.granted.lease
+            assert borrowed.granted.usable_count > 0
+            assert borrowed.granted.differing == ()
+            assert stage.desk.usable_bytes() == MEMORY_BYTES
+        await stage.until_free()
+        assert stage.desk.usable_bytes() == 2 * MEMORY_BYTES
+        assert not lease.socket.exists()
+        assert not list(lease.socket.parent.glob("*.manifest"))
+
+
+async def test_another_engine_is_told_apart_in_a_sentence(short_path: Path, engine: Engine) -> None:
+    async with scene(short_path, engine) as stage:
+        other = replace(stage.request, engine_key="another")
+        with pytest.raises(LeaseRefused, match="mesh engine build"):
+            async with borrow(stage.session, other, lambda *_: None):
+                pass
+
+
+async def test_more_memory_than_there_is_is_refused(short_path: Path, engine: Engine) -> None:
+    async with scene(short_path, engine) as stage:
+        greedy = replace(stage.request, memory_bytes=MEMORY_BYTES + 1)
+        async with borrow(stage.session, stage.request, lambda *_: None):
+            with pytest.raises(LeaseRefused, match=r"64\.0 MiB"):
+                async with borrow(stage.session, greedy, lambda *_: None):
+                    pass
+
+
+async def test_junk_for_a_manifest_is_refused(short_path: Path, engine: Engine) -> None:
+    async with scene(short_path, engine) as stage:
+        junk = replace(stage.request, wanted=b"\xff junk")
+        with pytest.raises(LeaseRefused, match="damaged"):
+            async with borrow(stage.session, junk, lambda *_: None):
+                pass
+
+
+async def test_only_the_owner_reaches_the_rpc_server(short_path: Path, engine: Engine) -> None:
+    async with scene(short_path, engine) as stage, trio.open_nursery() as nursery:
+        stranger = Endpoint(Identity.generate(), authorize=lambda _peer, _service: False)
+        await nursery.start(stranger.run, "127.0.0.1", 0)
+        session = await stranger.connect(stage.worker.peer, stage.worker.candidates())
+        async with borrow(stage.session, stage.request, lambda *_: None) as borrowed:
+            service = f"rpc/{borrowed.granted.lease}"
+            stream = await session.open(service)
+            with pytest.raises(StreamError, match="no such lease"):
+                await stream.receive_some()
+            own = await stage.session.open(service)
+            await own.send_all(b"\x0e" + (24).to_bytes(8, "little") + bytes(24))
+            assert len(await own.receive_some()) > 0, "a HELLO is answered"
+            await own.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lost_owner_frees_the_memory(short_path: Path, engine: Engine) -> None:
+    async with scene(short_path, engine) as stage:
+        async with borrow(stage.session, stage.request, lambda *_: None) as borrowed:
+            await stage.session.aclose("gone")
+            with trio.fail_after(SOON_S):
+                await borrowed.ended.wait()
+        await stage.until_free()
+
+
+async def test_a_dead_rpc_server_ends_the_lease_with_a_sentence(
+    short_path: Path, engine: Engine
+) -> None:
+    async with scene(short_path, engine) as stage:
+        async with borrow(stage.session, stage.request, lambda *_: None) as borrowed:
+            (child,) = (
+                one for one in psutil.Process().children() if "ggml-rpc-server" in one.name()
+            )
+            os.kill(child.pid, signal.SIGKILL)
+            with trio.fail_after(SOON_S):
+                await borrowed.ended.wait()
+            assert "rpc-server on worker ended" in borrowed.reason
+        await stage.until_free()
+
+
+HOG_BYTES = 400 * 2**20
+HOG = f"x = bytearray(b'1') * {HOG_BYTES}; print(1, flush=True); __import__('signal').pause()"
+
+
+async def test_other_children_of_the_node_are_not_taken_for_lent_memory(
+    short_path: Path, engine: Engine
+) -> None:
+    """A node that lends and serves runs a llama-server too: its memory is not there to lend."""
+    grown = trio.Event()
+    async with (
+        scene(short_path, engine) as stage,
+        borrow(stage.session, stage.request, lambda *_: None),
+        open_child(
+            [sys.executable, "-c", HOG],
+            env={},
+            log=short_path / "hog.log",
+            name="hog",
+            on_line=lambda _line: grown.set(),
+        ) as hog,
+    ):
+        with trio.fail_after(SOON_S):
+            await grown.wait()
+        assert psutil.Process(hog.pid).memory_info().rss > HOG_BYTES
+        assert 0 < stage.desk.held_bytes() < HOG_BYTES

@@ -1,0 +1,103 @@
+"""Messages between orchestrator and worker: round trips, and nothing but BadMessage for junk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cbor2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshnode.errors import BadMessage
+from meshnode.pipeline import protocol
+from meshnode.pipeline.protocol import DeviceFacts, Granted, LeaseRequest, WorkerFacts
+
+FACTS = WorkerFacts(
+    name="tower",
+    engine_key="abc123",
+    backend="cpu",
+    usable_bytes=7 * 2**30,
+    devices=(DeviceFacts("CPU", "a processor", False, 8 * 2**30, 7 * 2**30),),
+    models=("glm", "demo"),
+)
+REQUEST = LeaseRequest(engine_key="abc123", model="glm", memory_bytes=2**30, wanted=b"packed")
+GRANTED = Granted(
+    lease="00ff00ff", usable_count=9, missing_count=1, differing_count=1, differing=("blk.0.x",)
+)
+
+
+def over_the_wire(message: dict[str, Any]) -> dict[str, Any]:
+    arrived: dict[str, Any] = cbor2.loads(cbor2.dumps(message))
+    return arrived
+
+
+def test_every_message_survives_the_wire() -> None:
+    assert protocol.parse_worker_facts_untrusted(over_the_wire(FACTS.to_message())) == FACTS
+    assert protocol.parse_lease_request_untrusted(over_the_wire(REQUEST.to_message())) == REQUEST
+    assert protocol.parse_granted_untrusted(over_the_wire(GRANTED.to_message())) == GRANTED
+    assert protocol.parse_reason_untrusted({"reason": "no"}) == "no"
+    assert protocol.parse_progress_untrusted({"done_bytes": 1, "total_bytes": 2}) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"devices": []},
+        {"devices": "CPU"},
+        {"devices": [["CPU"]]},
+        {"devices": ["short"]},
+        {"devices": [["CPU", "x", 1, 2, 3]]},
+        {"devices": [["CPU", "x", False, -2, 3]]},
+        {"devices": [[7, "x", False, 2, 3]]},
+        {"devices": [["CPU", "x", False, 1, 1]] * 17},
+        {"usable_bytes": True},
+        {"usable_bytes": 2**63},
+        {"name": "x" * 513},
+        {"name": None},
+        {"models": [1]},
+    ],
+)
+def test_facts_of_a_wrong_shape_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(BadMessage):
+        protocol.parse_worker_facts_untrusted(FACTS.to_message() | change)
+
+
+def test_a_lease_id_must_be_fit_for_a_service_name() -> None:
+    for lease in ("", "../x", "a/b", "ä"):
+        with pytest.raises(BadMessage):
+            protocol.parse_granted_untrusted(GRANTED.to_message() | {"lease": lease})
+
+
+def test_a_request_without_tensors_is_refused() -> None:
+    with pytest.raises(BadMessage):
+        protocol.parse_lease_request_untrusted(REQUEST.to_message() | {"wanted": "text"})
+
+
+def test_a_peers_sentence_cannot_move_the_cursor() -> None:
+    assert protocol.parse_reason_untrusted({"reason": "a\x1b[2Jb\n"}) == "a?[2Jb?"
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=12,
+)
+keys = st.sampled_from(
+    ["name", "devices", "models", "usable_bytes", "lease", "reason", "wanted", "memory_bytes"]
+)
+
+
+@given(st.dictionaries(keys, junk))
+def test_junk_raises_nothing_else(message: dict[str, Any]) -> None:
+    for parse in (
+        protocol.parse_worker_facts_untrusted,
+        protocol.parse_lease_request_untrusted,
+        protocol.parse_granted_untrusted,
+        protocol.parse_reason_untrusted,
+        protocol.parse_progress_untrusted,
+    ):
+        try:
+            parse(message)
+        except BadMessage:
+            continue
