@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import trio
 
 from discovery.token import Token
+from meshnode.crash_points import reached
 from meshnode.errors import AccessError, MeshError, NetworkError
 from meshnode.events import Emit, Event, Kind
 from meshnode.membership import Membership
@@ -98,6 +99,7 @@ class Connections:
                 if redeems:
                     await self._membership.redeem_token(session, token)
                 await self._introduce(session, (token.mesh,))
+                reached("join.introduced")
         except TunnelError as error:
             raise NetworkError(f"joining failed: {error}") from None
         except trio.TooSlowError:

@@ -39,6 +39,7 @@ from discovery.grants import (
 from discovery.invites import BadInviteState, InviteBook, InviteRefused
 from discovery.roster import BadRosterState, Member, Roster
 from discovery.token import ID_BYTES, SECRET_BYTES, Secret, Token, encode
+from meshnode.crash_points import reached
 from meshnode.errors import AccessError, BadMessage, NetworkError
 from meshnode.introduction import (
     MAX_CANDIDATES,
@@ -200,7 +201,9 @@ class Membership:
         if len(secret) != SECRET_BYTES:
             raise BadMessage("the peer's request to join has an unknown shape")
         redemption = self._book.redeem(invite_id, Secret(secret), peer, time.time())
+        reached("join.burned")
         self._save_book()  # burned for good before the grant leaves
+        reached("join.saved")
         own = self._grants[self.own_mesh]
         return issue(
             own,
@@ -219,6 +222,7 @@ class Membership:
             async with await session.open("join") as stream:
                 messages = MessageStream(stream)
                 await messages.send({"id": token.id, "secret": token.secret.reveal()})
+                reached("join.asked")
                 answer = await messages.receive_untrusted()
         if isinstance(answer.get("refused"), str):
             raise AccessError(f"the invite was refused: {clip_reason(answer['refused'])}")
@@ -230,6 +234,7 @@ class Membership:
             verify_grant(grant, mesh=token.mesh, peer=self._identity.peer, now=time.time())
         except GrantError as error:
             raise AccessError(f"the inviter's grant does not hold: {error}") from None
+        reached("join.granted")
         self._grants[grant.mesh] = grant
         self._save_meshes()
 

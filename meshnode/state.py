@@ -21,6 +21,7 @@ from typing import Any
 
 import platformdirs
 
+from meshnode.crash_points import reached
 from meshnode.errors import DiskFull, HomeError
 from tunnels.errors import IdentityError
 from tunnels.identity import Identity
@@ -166,13 +167,21 @@ def write_durably(path: Path, data: bytes) -> None:
         try:
             fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "wb") as file:
-                file.write(data)
+                reached("state.opened")
+                half = len(data) // 2
+                file.write(data[:half])
                 file.flush()
+                reached("state.half")
+                file.write(data[half:])
+                file.flush()
+                reached("state.written")
                 os.fsync(file.fileno())
+            reached("state.flushed")
             os.replace(part, path)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
+        reached("state.renamed")
         _flush_folder(path.parent)
 
 

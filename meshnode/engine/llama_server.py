@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import trio
 
+from meshnode.crash_points import reached
 from meshnode.engine.cache import Engine
 from meshnode.engine.children import Child, child_environment, open_child
 from meshnode.engine.errors import WeightsUnread
@@ -150,8 +151,10 @@ async def open_llama_server(
         options.report.write_bytes(b"")  # what an earlier load said is not about this one
     try:
         async with open_child(argv, env=environment, log=log, name="llama-server") as child:
+            reached("load.started")
             loading = _Loading(child, options.report, on_progress)
             await loading.wait_until_ready(options.socket_path)
+            reached("load.loaded")
             yield LlamaServer(child, options.socket_path, loading.report.loads)
     finally:
         remove_socket(options.socket_path)
@@ -198,6 +201,10 @@ class _Loading:
         self._offset_bytes += len(data)
         progress = self.report.receive(data)
         if progress is not None:
+            if progress.done_bytes > 0:
+                reached("load.first")
+            if 2 * progress.done_bytes >= progress.total_bytes:
+                reached("load.half")
             self._on_progress(progress)
 
 

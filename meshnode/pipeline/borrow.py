@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from meshnode.crash_points import reached
 from meshnode.errors import BadMessage, MeshError, NetworkError, ResourceError
 from meshnode.messages import Message, MessageStream
 from meshnode.nurseries import accompanied_by
@@ -78,7 +79,9 @@ async def borrow(
     try:
         try:
             await messages.send(request.to_message())
+            reached("lease.asked")
             borrowed = Borrowed(await _await_grant(messages, on_progress))
+            reached("lease.granted")
         except TunnelError as error:
             raise _gone(error) from None
 

@@ -11,6 +11,7 @@ from typing import NoReturn
 import trio
 
 from meshnode.config import human_bytes
+from meshnode.crash_points import reached
 from meshnode.engine.cache import Engine
 from meshnode.engine.errors import EngineFailed, WeightsUnread
 from meshnode.engine.llama_server import LlamaServer, LlamaServerOptions, open_llama_server
@@ -97,6 +98,7 @@ class Deployment:
                 try:
                     await self._serve(endpoints, on_ready)
                 except EngineFailed:
+                    reached("end.deployment")
                     # A worker's death kills llama-server too, and is the better thing to tell: if
                     # that was it, the news cancels this wait.
                     with trio.move_on_after(LEASE_NEWS_S):

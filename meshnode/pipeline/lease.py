@@ -16,6 +16,7 @@ import psutil
 import trio
 
 from meshnode.config import LendConfig, human_bytes
+from meshnode.crash_points import reached
 from meshnode.engine.cache import Engine
 from meshnode.engine.devices import Device
 from meshnode.engine.rpc_server import open_rpc_server
@@ -158,9 +159,11 @@ class LeaseDesk:
             try:
                 lease = self._reserve(stream.peer, parse_lease_request_untrusted(message))
                 try:
+                    reached("lease.reserved")
                     match = await self._match(messages, lease)
                     await self._lend_until_end(messages, lease, match)
                 finally:
+                    reached("end.lease")
                     del self._leases[lease.id]
                     self._tell(lease, f"lease for {lease.model} ended, memory is free again")
             except MeshError as error:
@@ -217,6 +220,7 @@ class LeaseDesk:
         manifest = lease.socket.with_suffix(".manifest")
         write_durably(manifest, match.engine_manifest.encode(errors="surrogateescape"))
         try:
+            reached("lease.manifest")
             async with open_rpc_server(
                 self._engine,
                 lease.socket,
@@ -227,6 +231,7 @@ class LeaseDesk:
                 log=self._log_folder / "rpc-server.log",
             ) as child:
                 self._server_pids.add(child.pid)
+                reached("lease.started")
                 try:
                     await messages.send(_granted(lease.id, match).to_message())
                     self._tell(lease, f"lent {human_bytes(lease.memory_bytes)} for {lease.model}")
