@@ -35,6 +35,14 @@ class Split(Enum):
     NEVER = "never"
 
 
+class SandboxMode(Enum):
+    """Whether a worker's rpc-servers must be confined."""
+
+    REQUIRE = "require"  # wholly, or the worker does not start
+    AUTO = "auto"  # as far as this system can, which the worker says
+    OFF = "off"
+
+
 @dataclass(frozen=True)
 class Address:
     """A host and port to bind or to reach; `host` None means every interface."""
@@ -65,6 +73,7 @@ class LendConfig:
     memory_bytes: int | None = None
     devices: tuple[str, ...] = ()
     threads: int | None = None
+    sandbox: SandboxMode = SandboxMode.AUTO
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -25,6 +27,7 @@ from meshnode.config import (
 from meshnode.connections import Connections
 from meshnode.control import serve_control_socket
 from meshnode.engine.cache import Engine
+from meshnode.engine.sandbox.check import prepare_sandbox
 from meshnode.errors import NetworkError, UsageError
 from meshnode.events import Emit, Event, Kind
 from meshnode.gateway.server import serve_gateway
@@ -70,7 +73,7 @@ class Node:
         sockets, logs = runtime_folder(home.folder), home.subfolder("logs")
         self._runtime_folder = sockets
         for leftover in sockets.iterdir():  # of a node that was killed: the home's lock is ours
-            leftover.unlink(missing_ok=True)
+            _remove(leftover)
         self._desk = lend and LeaseDesk(
             name=name,
             engine=engine,
@@ -80,6 +83,7 @@ class Node:
             runtime_folder=sockets,
             log_folder=logs,
             emit=emit,
+            sandbox=prepare_sandbox(lend.sandbox, (home.folder,)),
         )
         self._orchestrator = serve and Orchestrator(
             config=serve,
@@ -206,6 +210,9 @@ class Node:
         )
         text = f"lends {human_bytes(facts.usable_bytes)} on {devices}"
         self._emit(Event(Kind.NODE, text, {"usable_bytes": facts.usable_bytes}))
+        text = f"sandbox: {desk.sandbox.describe()}"
+        kind = Kind.WARNING if desk.sandbox.is_amiss else Kind.NODE
+        self._emit(Event(kind, text, {"sandbox": list(desk.sandbox.standing)}))
         text = f"models here: {', '.join(facts.models) or 'none'}"
         self._emit(Event(Kind.MODELS, text, {"models": list(facts.models)}))
 
@@ -260,6 +267,13 @@ def parse_invite_request(request: Mapping[str, Any]) -> tuple[Role, int, int]:
     if not 1 <= uses <= MAX_USES:
         raise UsageError(f"an invite has 1 to {MAX_USES} uses: give --uses in that range")
     return role, lifetime_s, uses
+
+
+def _remove(leftover: Path) -> None:
+    if leftover.is_dir() and not leftover.is_symlink():
+        shutil.rmtree(leftover, ignore_errors=True)
+    else:
+        leftover.unlink(missing_ok=True)
 
 
 def node_name(given: str | None) -> str:

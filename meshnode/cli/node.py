@@ -21,6 +21,7 @@ from meshnode.config import (
     Address,
     LendConfig,
     NodeConfig,
+    SandboxMode,
     ServeConfig,
     Split,
     parse_address,
@@ -45,6 +46,11 @@ def _node_options(command: _Command) -> _Command:
         click.option("--threads", type=click.IntRange(1), help="CPU threads of the engine."),
         click.option("--device", help="Devices to lend, by name, with commas between."),
         click.option("--memory", help="Memory to lend at most, like 12G."),
+        click.option(
+            "--sandbox",
+            type=click.Choice([mode.value for mode in SandboxMode]),
+            help="Confine what computes for others: wholly, as far as possible (auto), not.",
+        ),
         click.option("--models", multiple=True, type=folder, help="Folder with GGUF files."),
         click.option("--join-file", multiple=True, type=folder, help="File that holds a token."),
         click.option("--join", multiple=True, help="Invite token; - reads standard input."),
@@ -101,7 +107,7 @@ def serve(invocation: Invocation, /, **options: Any) -> None:
 
 def _refuse_lending_options(options: dict[str, Any]) -> None:
     """A limit on what is lent must not be taken for a limit on what is used here."""
-    for option in ("memory", "device"):
+    for option in ("memory", "device", "sandbox"):
         if options[option] and not options["lend"]:
             raise UsageError(
                 f"--{option} says what is lent to others: add --lend, or leave it out "
@@ -143,6 +149,7 @@ def _lend_config(options: dict[str, Any]) -> LendConfig:
         memory_bytes=parse_size(options["memory"]) if options["memory"] else None,
         devices=tuple(options["device"].split(",")) if options["device"] else (),
         threads=options["threads"],
+        sandbox=SandboxMode(options["sandbox"] or SandboxMode.AUTO.value),
     )
 
 

@@ -233,8 +233,7 @@ async def _start(
     piped_input: bool,
 ) -> tuple[trio.Process, int]:
     """The process, and the end of the pipe that it waits for."""
-    if not os.access(argv[0], os.X_OK):
-        raise EngineFailed(f"{name}: {argv[0]} is missing: run `mesh engine build` again")
+    check_program(argv[0], name)
     read_fd, write_fd = os.pipe()
     try:
         process = await trio.lowlevel.open_process(
@@ -252,6 +251,12 @@ async def _start(
     finally:
         os.close(read_fd)
     return process, write_fd
+
+
+def check_program(program: str, name: str) -> None:
+    """Raises `EngineFailed` where it is gone, since the shell's words for that help nobody."""
+    if not os.access(program, os.X_OK):
+        raise EngineFailed(f"{name}: {program} is missing: run `mesh engine build` again")
 
 
 def meaningful_lines(lines: Sequence[str]) -> tuple[str, ...]:

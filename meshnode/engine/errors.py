@@ -52,6 +52,16 @@ class EngineFailed(EngineError):
         self.log = log
 
 
+class SandboxMissing(EngineError):
+    """This system cannot confine an rpc-server as wholly as was asked."""
+
+    def __init__(self, missing: str) -> None:
+        super().__init__(
+            f"--sandbox require: {missing}; lend from a system that has it (`mesh doctor` lists "
+            "what is here), or accept less with --sandbox auto"
+        )
+
+
 class CacheUnwritable(EngineError):
     """The folder of the engine cache belongs to somebody else, or is none."""
 

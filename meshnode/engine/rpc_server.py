@@ -1,16 +1,19 @@
-"""One ggml-rpc-server for one lease, on a private unix socket."""
+"""One ggml-rpc-server for one lease, on a private unix socket, in the sandbox there is."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
 import trio
 
 from meshnode.engine.cache import Engine
-from meshnode.engine.children import Child, child_environment, open_child
+from meshnode.engine.children import Child, check_program, child_environment, open_child
+from meshnode.engine.sandbox.check import UNCONFINED, Sandbox
+from meshnode.engine.sandbox.policy import launcher_argv, server_policy
 from meshnode.paths import check_socket_path
 
 START_TIMEOUT_S = 60.0  # CUDA takes seconds to wake its cards
@@ -51,10 +54,14 @@ async def open_rpc_server(
     devices: Sequence[str] = (),
     threads: int | None = None,
     log: Path,
+    sandbox: Sandbox = UNCONFINED,
+    model_files: Sequence[Path] = (),
 ) -> AsyncIterator[Child]:
     """Run one until the block ends; it accepts connections when the block begins.
 
-    Its socket is removed afterwards. Raises `EngineFailed`, or `HomeError` for a path too long.
+    In a sandbox the socket's folder must be its own, and it can read the manifest and `model_files`
+    alone. Its socket is removed afterwards. Raises `EngineFailed`, or `HomeError` for a path too
+    long.
     """
     check_socket_path(socket_path)
     argv = rpc_server_argv(
@@ -65,8 +72,27 @@ async def open_rpc_server(
         devices=devices,
         threads=threads,
     )
+    environment, policy = child_environment(), b""
+    if sandbox.standing:
+        check_program(argv[0], "rpc-server")
+        make_policy = partial(
+            server_policy,
+            argv,
+            socket_folder=socket_path.parent,
+            readable=(*model_files, *((manifest,) if manifest else ())),
+            hidden=sandbox.hidden,
+            uses_gpu=engine.backend != "cpu",
+            memory_limit_bytes=memory_limit_bytes,
+            required=sandbox.required,
+        )
+        policy = (await trio.to_thread.run_sync(make_policy)).encode()
+        argv = launcher_argv()
+        environment |= {"HOME": str(socket_path.parent), "TMPDIR": str(socket_path.parent)}
+        environment["CUDA_CACHE_DISABLE"] = "1"  # it would lie in the user's home
     try:
-        async with open_child(argv, env=child_environment(), log=log, name="rpc-server") as child:
+        async with open_child(
+            argv, env=environment, log=log, name="rpc-server", stdin=policy
+        ) as child:
             await _wait_until_it_accepts(child, socket_path)
             yield child
     finally:

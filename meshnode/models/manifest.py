@@ -266,6 +266,12 @@ def engine_manifest(root: str, local: Manifest, usable: Sequence[TensorEntry]) -
     return "\n".join(lines) + "\n"
 
 
+def offered_files(engine_manifest: str) -> tuple[Path, ...]:
+    """The files that a text of `engine_manifest` names."""
+    lines = (line.split("\t", 6) for line in engine_manifest.split("\n"))
+    return tuple(Path(fields[6]) for fields in lines if fields[0] == "file")
+
+
 def to_wire(manifest: Manifest) -> bytes:
     """The root and what each tensor is, without places: what a lease sends."""
     rows = [[t.name, t.type, *t.ne, t.nbytes, t.digest] for t in manifest.tensors]

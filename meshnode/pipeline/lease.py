@@ -7,6 +7,7 @@ death, it ends, and the rpc-server's memory is given back.
 from __future__ import annotations
 
 import secrets
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,11 @@ from meshnode.crash_points import reached
 from meshnode.engine.cache import Engine
 from meshnode.engine.devices import Device
 from meshnode.engine.rpc_server import open_rpc_server
+from meshnode.engine.sandbox.check import UNCONFINED, Sandbox
 from meshnode.errors import BadMessage, MeshError, ResourceError, UsageError
 from meshnode.events import Emit, Event, Kind
 from meshnode.messages import MANIFEST_MESSAGE_BYTES, MessageStream
+from meshnode.models.manifest import offered_files
 from meshnode.models.shelf import LocalMatch, Progress, Shelf
 from meshnode.nurseries import accompanied_by, bare_nursery
 from meshnode.paths import socket_path
@@ -42,6 +45,7 @@ from tunnels import PeerId, Stream
 from tunnels.forward import connect_and_splice
 
 LEASE_ID_BYTES = 8
+RPC_SOCKET = "rpc.sock"
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class LeaseDesk:
         runtime_folder: Path,
         log_folder: Path,
         emit: Emit,
+        sandbox: Sandbox = UNCONFINED,
     ) -> None:
         self._name = name
         self._engine = engine
@@ -80,6 +85,7 @@ class LeaseDesk:
         self._runtime_folder = runtime_folder
         self._log_folder = log_folder
         self._emit = emit
+        self.sandbox = sandbox
         self._leases: dict[str, Lease] = {}
         self._server_pids: set[int] = set()
 
@@ -193,7 +199,7 @@ class LeaseDesk:
             model=request.model,
             memory_bytes=request.memory_bytes,
             wanted=request.wanted,
-            socket=socket_path(self._runtime_folder, f"rpc-{lease_id}.sock"),
+            socket=socket_path(self._runtime_folder, f"rpc-{lease_id}/{RPC_SOCKET}"),
         )
         self._leases[lease_id] = lease
         return lease
@@ -217,9 +223,11 @@ class LeaseDesk:
         self, messages: MessageStream, lease: Lease, match: LocalMatch
     ) -> None:
         """Runs the rpc-server, until it ends by itself or we are cancelled."""
-        manifest = lease.socket.with_suffix(".manifest")
-        write_durably(manifest, match.engine_manifest.encode(errors="surrogateescape"))
+        folder = lease.socket.parent  # its own: all that the rpc-server may change
+        folder.mkdir(mode=0o700)
+        manifest = folder / "manifest"
         try:
+            write_durably(manifest, match.engine_manifest.encode(errors="surrogateescape"))
             reached("lease.manifest")
             async with open_rpc_server(
                 self._engine,
@@ -229,6 +237,8 @@ class LeaseDesk:
                 devices=self._names,
                 threads=self._lend.threads,
                 log=self._log_folder / "rpc-server.log",
+                sandbox=self.sandbox,
+                model_files=offered_files(match.engine_manifest),
             ) as child:
                 self._server_pids.add(child.pid)
                 reached("lease.started")
@@ -241,7 +251,7 @@ class LeaseDesk:
                 reason = f"the rpc-server on {self._name} ended; its log is there"
                 await messages.send({"event": "ended", "reason": reason})
         finally:
-            manifest.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _tell(self, lease: Lease, text: str) -> None:
         data = {"lease": lease.id, "owner": str(lease.owner), "memory_bytes": lease.memory_bytes}

@@ -18,6 +18,7 @@ from meshnode.config import LendConfig
 from meshnode.engine.cache import Engine, load_engine
 from meshnode.engine.children import open_child
 from meshnode.engine.devices import cpu_device
+from meshnode.engine.sandbox.check import prepare_sandbox
 from meshnode.events import Event
 from meshnode.models.manifest import to_wire
 from meshnode.models.shelf import Shelf
@@ -74,6 +75,7 @@ async def scene(folder: Path, engine: Engine, lend: LendConfig = LENDS) -> Async
         runtime_folder=runtime,
         log_folder=folder,
         emit=emit,
+        sandbox=prepare_sandbox(lend.sandbox, (folder / "manifests",)),
     )
     worker = Endpoint(Identity.generate(), authorize=lambda _peer, _service: True)
     worker.serve("control", desk.serve_control)
