@@ -13,12 +13,14 @@ import trio
 from tunnels.credit import INITIAL_WINDOW_BYTES
 from tunnels.dial import AddressPolicy, race
 from tunnels.errors import LinkClosed, TunnelError
+from tunnels.gate import WORK, ServiceGate, ServiceLimits
 from tunnels.heartbeat import DEAD_S
 from tunnels.identity import Identity
 from tunnels.link import LINK_KINDS, CloseCode, Introduction, Link, ProvenLink, Transport, prove
 from tunnels.peer import Candidate, PeerId
 from tunnels.quic_transport import QuicTransport
 from tunnels.session import Handler, Session, SessionSetup, new_epoch
+from tunnels.stream import Stream
 from tunnels.udp import DatagramSocket, HostNetwork, Network
 
 ACCEPT_TIMEOUT_S = 5.0  # from a stranger's first datagram to its proof
@@ -71,7 +73,8 @@ class Endpoint:
         self._dead_after_s = dead_after_s
         self._network = network or HostNetwork()
         self._us = Introduction(identity, new_epoch(), INITIAL_WINDOW_BYTES)
-        self._services: dict[str, Handler] = {}
+        self._services: dict[str, tuple[Handler, ServiceLimits]] = {}
+        self._gates: dict[str, ServiceGate] = {}
         self._sessions: dict[PeerId, Session] = {}
         self._dialling: dict[PeerId, trio.Lock] = {}
         self._subscribers: list[trio.MemorySendChannel[SessionUp | SessionDown]] = []
@@ -123,12 +126,14 @@ class Endpoint:
             self._transports = {}
             socket.close()
 
-    def serve(self, service: str, handler: Handler) -> None:
+    def serve(self, service: str, handler: Handler, limits: ServiceLimits = WORK) -> None:
         """Hand streams opened to `service` to `handler`, which owns each until it returns.
 
         An exact name, or a prefix ending in "/": "rpc/" takes rpc/<lease>. The longest wins.
+        limits: how many streams, and how often (gate.py); beyond, they are refused.
         """
-        self._services[service] = handler
+        self._services[service] = (handler, limits)
+        self._gates.pop(service, None)
 
     def candidates(self) -> list[Candidate]:
         """Where peers may reach us: our interface addresses with the bound port."""
@@ -244,15 +249,34 @@ class Endpoint:
         except Exception:
             log.exception("the rules for %r failed: refused", service)
             return refused
-        return (self._handler(service) or refused) if allowed else refused
+        name = self._name_of(service) if allowed else None
+        return refused if name is None else self._gated(name, peer)
 
-    def _handler(self, service: str) -> Handler | None:
-        if (exact := self._services.get(service)) is not None:
-            return exact
+    def _gated(self, name: str, peer: PeerId) -> Handler | str:
+        """The handler of the service served as `name`, unless the peer asks too much of it."""
+        handler, limits = self._services[name]
+        gate = self._gates.get(name)
+        if gate is None:
+            gate = self._gates[name] = ServiceGate(limits, trio.current_time())
+        too_much = gate.enter(peer, trio.current_time())
+        if too_much is not None:
+            return too_much
+
+        async def counted(stream: Stream) -> None:
+            try:
+                await handler(stream)
+            finally:
+                gate.leave(peer)
+
+        return counted
+
+    def _name_of(self, service: str) -> str | None:
+        if service in self._services:
+            return service
         prefixes = [
             name for name in self._services if name.endswith("/") and service.startswith(name)
         ]
-        return self._services[max(prefixes, key=len)] if prefixes else None
+        return max(prefixes, key=len, default=None)
 
     def _tell(self, event: SessionUp | SessionDown) -> None:
         for subscriber in list(self._subscribers):

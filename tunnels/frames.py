@@ -32,6 +32,9 @@ are apart. Offsets count the stream's bytes from 0, each direction for itself. `
 the number of units that arrived without a gap: every byte is one unit and END is one more, as
 TCP counts FIN. `limit` is the first offset that may not be sent yet; it never shrinks.
 
+A reader sends an ACK at the latest when 65536 bytes have arrived since its last: a sender keeps no
+more than twice that of a stream whose other side acknowledges nothing.
+
 After RESUME the side that accepted the stream answers ACK with its own position; then each side
 sends again all that the other has not received. A stream it does not know is answered RESET.
 

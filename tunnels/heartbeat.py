@@ -6,6 +6,7 @@ from collections import deque
 
 import trio
 
+from tunnels.allowance import Bucket, Rate
 from tunnels.errors import BadFrame, LinkClosed
 from tunnels.frames import Ping, Pong, Record, encode
 from tunnels.link import CloseCode, ProvenLink
@@ -14,6 +15,7 @@ PING_INTERVAL_S = 1.0
 SUSPECT_S = 3.0
 DEAD_S = 10.0  # default of Endpoint(dead_after_s=...)
 RTT_SAMPLES = 5
+PINGS = Rate(per_s=10, burst=200)  # heard of a peer; after an outage many come at once
 
 
 class Heartbeat:
@@ -25,6 +27,7 @@ class Heartbeat:
         self._decoder = proven.decoder
         self._backlog = list(proven.backlog)
         self._dead_after_s = dead_after_s
+        self._pings = Bucket(PINGS, trio.current_time())
         self._sent: dict[int, float] = {}
         self._rtts: deque[float] = deque(maxlen=RTT_SAMPLES)
         self.suspected = False
@@ -55,6 +58,8 @@ class Heartbeat:
         for record in records:
             match record:
                 case Ping(id=number):
+                    if not self._pings.take(trio.current_time()):
+                        raise BadFrame("pings come without end")
                     self._control.send(encode(Pong(number)))
                 case Pong(id=number):
                     if (sent_at := self._sent.pop(number, None)) is not None:
@@ -76,8 +81,18 @@ class Heartbeat:
             if silence_s >= self._dead_after_s:
                 self._link.close(CloseCode.LINK_OVER, f"no answer for {silence_s:.0f} s")
                 return
+            if not await self._may_write():
+                return
             number += 1
             self._sent[number] = now
             self._sent.pop(number - 2 * RTT_SAMPLES, None)
             self._control.send(encode(Ping(number)))
             await trio.sleep(PING_INTERVAL_S)
+
+    async def _may_write(self) -> bool:
+        """Closes the link of a peer that is heard and takes nothing of what we say."""
+        with trio.move_on_after(self._dead_after_s):
+            await self._control.wait_writable()
+            return True
+        self._link.close(CloseCode.LINK_OVER, "the other side takes nothing of what is sent")
+        return False

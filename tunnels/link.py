@@ -15,6 +15,7 @@ from typing import Protocol
 
 import trio
 
+from tunnels.allowance import Share
 from tunnels.errors import BadFrame, HandshakeFailed, LinkClosed
 from tunnels.frames import NONCE_BYTES, VERSION, Hello, Record, RecordDecoder, encode
 from tunnels.handshake import Handshake, Proven, Role
@@ -55,6 +56,10 @@ class Closure:
 class Channel(Protocol):
     """An ordered, reliable pair of byte pipes inside a link."""
 
+    @property
+    def share(self) -> Share:
+        """The link's."""
+
     def send(self, data: bytes) -> None:
         """Queue and transmit; never blocks. Does nothing once the channel or link is gone."""
 
@@ -62,7 +67,7 @@ class Channel(Protocol):
         """Until little is queued, or the channel is gone."""
 
     async def receive(self) -> bytes:
-        """What has arrived, at least one byte; b"" at the end.
+        """What has arrived, at least one byte, and at most about 32 KiB; b"" at the end.
 
         Raises LinkClosed when the channel or its link is gone.
         """
@@ -83,6 +88,7 @@ class Link(Protocol):
     last_heard_s: float  # trio clock
     bytes_in: int  # on the wire
     bytes_out: int
+    share: Share
     trusted: bool  # set once the peer has proven its key: lifts the limits for strangers
 
     @property

@@ -47,6 +47,11 @@ async def refuse(channel: Channel, answer: Reset) -> None:
     """Send the answer, then drop what the opener sent meanwhile until it ends the channel."""
     channel.send(encode(answer))
     channel.finish()
+    await drain(channel)
+
+
+async def drain(channel: Channel) -> None:
+    """Drop what comes until the other side ends the channel, which it has DRAIN_TIMEOUT_S for."""
     with trio.move_on_after(DRAIN_TIMEOUT_S):
         try:
             while await channel.receive():

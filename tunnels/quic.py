@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import logging
 import math
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import trio
 from aioquic.quic import events
-from aioquic.quic.connection import QuicConnection
 
 from tunnels import quic_tuning as tuning
+from tunnels.allowance import Share
 from tunnels.errors import LinkClosed
 from tunnels.frames import clip_reason
 from tunnels.handshake import Role
@@ -28,7 +30,9 @@ from tunnels.udp import Address
 
 UNSENT_BYTES = 256 << 10  # queued in a channel and not yet sent once: beyond, writers wait
 UNPROVEN_BYTES = 64 << 10  # all a stranger may send before it has proven its key
-GAP_BYTES = 64 << 20  # held out of order over all streams: no honest peer comes near
+UNPROVEN_DATAGRAMS = 256  # heard of a stranger; an honest handshake takes ten
+RECEIVE_BYTES = 32 << 10  # handed to a reader at once, so that no peer's bytes stop all others
+MAX_UNACCEPTED = 256  # channels the peer opened that wait for the session: twice what QUIC grants
 GOODBYE_COPIES = 2  # a lost goodbye costs the other side its whole silence limit
 MAX_REASON_BYTES = 300
 # aioquic asks for a timer at `sent + delay` and then tests `sent <= now - delay`: rounding can
@@ -49,13 +53,18 @@ class QuicChannel:
     def __init__(self, link: QuicLink, stream_id: int) -> None:
         self._link = link
         self._id = stream_id
-        self._arrived: list[bytes] = []
+        self._arrived: deque[memoryview] = deque()
+        self.held_bytes = 0  # arrived, and not yet received by our side
         self._written = 0
         self._at_end = False
         self._finished = False  # we send no more
         self._gone: str | None = None
         self._readers = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
+
+    @property
+    def share(self) -> Share:
+        return self._link.share
 
     def send(self, data: bytes) -> None:
         if not self._finished:
@@ -73,9 +82,18 @@ class QuicChannel:
             if self._gone is not None:
                 raise LinkClosed(self._gone)
             await self._readers.park()
-        data = self._arrived[0] if len(self._arrived) == 1 else b"".join(self._arrived)
-        self._arrived.clear()
-        return data
+        pieces = [self._arrived.popleft()]
+        size = len(pieces[0])
+        while self._arrived and size + len(self._arrived[0]) <= RECEIVE_BYTES:
+            pieces.append(self._arrived.popleft())
+            size += len(pieces[-1])
+        if size > RECEIVE_BYTES:  # the one piece that filled a gap
+            self._arrived.appendleft(pieces[0][RECEIVE_BYTES:])
+            pieces = [pieces[0][:RECEIVE_BYTES]]
+            size = RECEIVE_BYTES
+        self.held_bytes -= size
+        self._link.taken(size)
+        return b"".join(pieces)
 
     def finish(self) -> None:
         if not self._finished:
@@ -90,7 +108,8 @@ class QuicChannel:
 
     def feed(self, data: bytes, end: bool) -> None:
         if data and self._gone is None:
-            self._arrived.append(data)
+            self._arrived.append(memoryview(data))
+            self.held_bytes += len(data)
         self._at_end = self._at_end or end
         self._readers.unpark_all()
 
@@ -123,16 +142,17 @@ class QuicLink:
 
     def __init__(
         self,
-        quic: QuicConnection,
+        quic: tuning.BoundedConnection,
         role: Role,
         remote: Address,
         send: Callable[[Sequence[bytes], Address], None],
-        *,
-        binding: bytes = b"",
+        share: Share,
     ) -> None:
         self.quic = quic
+        quic.held_bytes = self._held_bytes
         self.role = role
-        self.binding = binding
+        self.share = share
+        self.binding = b""
         self.trusted = False  # its peer has proven its key: larger limits
         self.ready = trio.Event()  # TLS is complete
         self.closed = trio.Event()
@@ -144,8 +164,10 @@ class QuicLink:
         self._address = remote
         self._send = send
         self._channels: dict[int, QuicChannel] = {}
-        self._delivered = 0
-        self._accepted: list[QuicChannel] = []
+        self._datagrams_in = 0
+        self._taken = 0  # by our side since the last pump
+        self._one_way = False  # the peer opened a unidirectional stream
+        self._accepted: deque[QuicChannel] = deque()
         self._acceptors = trio.lowlevel.ParkingLot()
         self._deadline = math.inf
         self._timer: trio.CancelScope | None = None
@@ -172,7 +194,7 @@ class QuicLink:
         while not self._accepted:
             self._check_open()
             await self._acceptors.park()
-        return self._accepted.pop(0)
+        return self._accepted.popleft()
 
     def close(self, code: CloseCode, reason: str) -> None:
         if self.closed.is_set():
@@ -185,18 +207,27 @@ class QuicLink:
 
     # --- the three inputs ---------------------------------------------------------------
 
-    def receive(self, datagram: bytes, sender: Address) -> None:
-        """Take a datagram; `pump` must follow, once for a batch."""
-        if self.closed.is_set():
-            return
+    def receive(self, datagram: bytes, sender: Address) -> bool:
+        """Take a datagram; `pump_charged` must follow, once for a batch. False when it was dropped:
+        the link is over, or in debt (allowance.py)."""
+        now = trio.current_time()
+        if self.closed.is_set() or self.share.wait_s(now):
+            return False
+        self._datagrams_in += 1
+        if not self.trusted and self._datagrams_in > UNPROVEN_DATAGRAMS:
+            return False
         self.bytes_in += len(datagram)
         if self.role is Role.DIALLER:
             sender = VIRTUAL_ADDRESS
+        began_s = time.thread_time()
         with self._contained():
-            self.quic.receive_datagram(datagram, sender, trio.current_time())
+            self.quic.receive_datagram(datagram, sender, now)
+        self.share.charge(time.thread_time() - began_s, now)
+        return True
 
     def write(self, stream_id: int, data: bytes, *, end: bool) -> None:
         if not self.closed.is_set():
+            self.share.earn(len(data))
             with self._contained():
                 self.quic.send_stream_data(stream_id, data, end_stream=end)
             self.pump()
@@ -222,6 +253,25 @@ class QuicLink:
             self.close(CloseCode.LINK_OVER, "the node is stopping")
 
     # --- the pump -----------------------------------------------------------------------
+
+    def pump_charged(self) -> None:
+        """`pump` for what the peer has sent, at its expense."""
+        began_s = time.thread_time()
+        self.pump()
+        self.share.charge(time.thread_time() - began_s, trio.current_time())
+
+    def taken(self, count: int) -> None:
+        """Our side has received `count` bytes of a channel: the peer may have to be told."""
+        self._taken += count
+        if self._taken >= tuning.LINK_WINDOW_BYTES // 4:
+            self._taken = 0
+            self.pump()
+
+    def _held_bytes(self, stream_id: int | None) -> int:
+        if stream_id is None:
+            return sum(channel.held_bytes for channel in self._channels.values())
+        channel = self._channels.get(stream_id)
+        return 0 if channel is None else channel.held_bytes
 
     def pump(self) -> None:
         """Hand out events, transmit, move the deadline, wake writers."""
@@ -273,7 +323,6 @@ class QuicLink:
             match event:
                 case events.StreamDataReceived():
                     self.last_heard_s = trio.current_time()
-                    self._delivered += len(event.data)
                     self._channel(event.stream_id).feed(event.data, event.end_stream)
                 case events.StreamReset():
                     self._channel(event.stream_id).lose("the other side reset the channel")
@@ -295,10 +344,10 @@ class QuicLink:
         seen = tuning.received_stream_bytes(self.quic)
         if not self.trusted and self.role is Role.LISTENER and seen > UNPROVEN_BYTES:
             self.close(CloseCode.PROTOCOL_ERROR, "too much data before the handshake")
-        elif seen - self._delivered > GAP_BYTES and (
-            tuning.buffered_gap_bytes(self.quic) > GAP_BYTES
-        ):
-            self.close(CloseCode.PROTOCOL_ERROR, "too much data out of order")
+        elif len(self._accepted) > MAX_UNACCEPTED:
+            self.close(CloseCode.PROTOCOL_ERROR, "channels are opened faster than they are taken")
+        elif self._one_way:
+            self.close(CloseCode.PROTOCOL_ERROR, "a channel has two directions")
 
     def _channel(self, stream_id: int) -> QuicChannel:
         channel = self._channels.get(stream_id)
@@ -306,7 +355,8 @@ class QuicLink:
             self._sweep()
             channel = self._channels[stream_id] = QuicChannel(self, stream_id)
             theirs = bool(stream_id & 1) == (self.role is Role.DIALLER)
-            if theirs and not stream_id & 2:
+            self._one_way = self._one_way or bool(stream_id & 2)
+            if theirs:
                 self._accepted.append(channel)
                 self._acceptors.unpark_all()
         return channel

@@ -1,12 +1,13 @@
 """QUIC connections over the node's one socket: who a datagram belongs to, dialling, accepting.
 
 A datagram that belongs to no connection costs one table look-up, and at most one new connection
-when it is a well-formed Initial and few strangers are being heard; garbage leaves nothing.
+when it is a well-formed Initial and the door (door.py) says so; garbage leaves nothing.
 """
 
 from __future__ import annotations
 
 import math
+import secrets
 import ssl
 from collections import Counter
 from collections.abc import Callable
@@ -14,9 +15,18 @@ from collections.abc import Callable
 import trio
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
-from aioquic.quic.packet import QuicPacketType, QuicProtocolVersion, pull_quic_header
+from aioquic.quic.packet import (
+    QuicHeader,
+    QuicPacketType,
+    QuicProtocolVersion,
+    encode_quic_retry,
+    pull_quic_header,
+)
+from aioquic.quic.retry import QuicRetryTokenHandler
 
 from tunnels import quic_tuning as tuning
+from tunnels.allowance import SHARED, Bucket, Share
+from tunnels.door import Door, Verdict
 from tunnels.errors import LinkClosed, WrongPeer
 from tunnels.handshake import Role
 from tunnels.identity import Identity, certificate_hash, certificate_peer
@@ -36,8 +46,7 @@ CONGESTION_CONTROL = "reno"  # "cubic" measured the same within noise
 IDLE_TIMEOUT_S = 120.0  # a backstop: sessions notice silence much sooner
 CID_BYTES = 8
 MAX_CID_BYTES = 20
-MAX_HALF_OPEN = 64
-MAX_HALF_OPEN_PER_HOST = 16
+MAX_REMOTE_DATAGRAM_BYTES = 1500  # no node sends larger ones to another machine
 
 
 class QuicTransport:
@@ -61,7 +70,9 @@ class QuicTransport:
         self._nursery = nursery
         self._accept = accept
         self._links: dict[bytes, QuicLink] = {}
-        self._half_open: Counter[str] = Counter()
+        self._door = Door(trio.current_time())
+        self._shared = Bucket(SHARED, trio.current_time())
+        self._tokens = QuicRetryTokenHandler()
         self._unreachable: dict[Address, str] = {}
         self._dialling: Counter[Address] = Counter()
         self._refused = trio.lowlevel.ParkingLot()
@@ -73,11 +84,10 @@ class QuicTransport:
             touched: dict[QuicLink, None] = {}
             for datagram, sender in await self._socket.receive():
                 link = self._route(datagram, sender)
-                if link is not None:
-                    link.receive(datagram, sender)
+                if link is not None and link.receive(datagram, sender):
                     touched[link] = None
             for link in touched:
-                link.pump()
+                link.pump_charged()
 
     async def dial(self, candidate: Candidate, expect: PeerId) -> QuicLink:
         """Raises WrongPeer, LinkClosed (refused, or closed by the other side)."""
@@ -138,6 +148,10 @@ class QuicTransport:
     def _route(self, datagram: bytes, sender: Address) -> QuicLink | None:
         if len(datagram) < 1 + CID_BYTES:
             return None
+        if len(datagram) > MAX_REMOTE_DATAGRAM_BYTES and (
+            len(datagram) > SAME_MACHINE_DATAGRAM_BYTES or not self._is_this_machine(sender[0])
+        ):
+            return None
         if not datagram[0] & 0x80:  # a short header carries our connection id right away
             return self._links.get(datagram[1 : 1 + CID_BYTES])
         size = datagram[5]
@@ -148,12 +162,6 @@ class QuicTransport:
 
     def _welcome(self, datagram: bytes, sender: Address) -> None:
         """Hear a stranger, unless too many are being heard."""
-        host = sender[0]
-        if (
-            self._half_open.total() >= MAX_HALF_OPEN
-            or self._half_open[host] >= MAX_HALF_OPEN_PER_HOST
-        ):
-            return
         try:
             header = pull_quic_header(Buffer(data=datagram), host_cid_length=CID_BYTES)
         except ValueError:
@@ -164,32 +172,72 @@ class QuicTransport:
             or not CID_BYTES <= len(header.destination_cid) <= MAX_CID_BYTES
         ):
             return
-        quic = tuning.BoundedConnection(
-            configuration=self._configuration(is_client=False, remote=host),
+        host, now = sender[0], trio.current_time()
+        first_cid = self._cid_before_retry(header, sender, now)
+        match self._door.knock(host, now, address_checked=first_cid is not None):
+            case Verdict.RETRY:
+                self._ask_again(header, sender, now)
+            case Verdict.HEAR:
+                self._hear_first(datagram, sender, header.destination_cid, first_cid)
+
+    def _cid_before_retry(self, header: QuicHeader, sender: Address, now: float) -> bytes | None:
+        """The connection id of the first try, when this one bears our token for this address."""
+        if not header.token:
+            return None
+        try:
+            return self._tokens.validate_token(
+                address=sender, destination_cid=header.destination_cid, token=header.token, now=now
+            )
+        except ValueError:
+            return None
+
+    def _ask_again(self, header: QuicHeader, sender: Address, now: float) -> None:
+        """Answer with a token. No state is kept, and the answer is smaller than the question."""
+        source_cid = secrets.token_bytes(CID_BYTES)
+        token = self._tokens.create_token(
+            address=sender,
             original_destination_connection_id=header.destination_cid,
+            retry_source_connection_id=source_cid,
+            now=now,
+        )
+        answer = encode_quic_retry(
+            version=QUIC_VERSION,
+            source_cid=source_cid,
+            destination_cid=header.source_cid,
+            original_destination_cid=header.destination_cid,
+            retry_token=token,
+        )
+        self._socket.send([answer], sender)
+
+    def _hear_first(
+        self, datagram: bytes, sender: Address, cid: bytes, first_cid: bytes | None
+    ) -> None:
+        quic = tuning.BoundedConnection(
+            configuration=self._configuration(is_client=False, remote=sender[0]),
+            original_destination_connection_id=first_cid or cid,
+            retry_source_connection_id=None if first_cid is None else cid,
         )
         link = self._adopt(quic, Role.LISTENER, sender)
         link.binding = self._identity.certificate_hash
         link.receive(datagram, sender)
         if link.closed.is_set() or not tuning.has_started(quic):
+            self._door.leave(sender[0])
             return  # noise that looked like an Initial
-        self._route_add(link, header.destination_cid)
+        self._route_add(link, cid)
         self._route_add(link, quic.host_cid)
-        self._half_open[host] += 1
         self._start(link)
-        self._nursery.start_soon(self._hear, link, host)
+        self._nursery.start_soon(self._hear, link, sender[0])
 
     async def _hear(self, link: QuicLink, host: str) -> None:
         try:
             await self._accept(link)
         finally:
-            self._half_open[host] -= 1
-            if not self._half_open[host]:
-                del self._half_open[host]
+            self._door.leave(host)
 
     def _adopt(self, quic: tuning.BoundedConnection, role: Role, remote: Address) -> QuicLink:
         tuning.pace(quic, same_machine=self._is_this_machine(remote[0]))
-        link = QuicLink(quic, role, remote, self._socket.send)
+        share = Share(self._shared, trio.current_time())
+        link = QuicLink(quic, role, remote, self._socket.send, share)
         link.on_route = lambda cid, add: (
             self._route_add(link, cid) if add else self._route_drop(cid)
         )

@@ -5,8 +5,12 @@ Each item says what upstream lacks; tests/tunnels/test_quic_tuning.py fails when
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from aioquic.quic.connection import (
     MAX_STREAM_DATA_FRAME_CAPACITY,
+    Limit,
     QuicConnection,
     QuicConnectionState,
 )
@@ -18,17 +22,52 @@ from aioquic.quic.stream import QuicStream
 from cryptography import x509
 
 STREAM_WINDOW_BYTES = 8 << 20  # above the credit of resume.py, which is what really holds a peer
+LINK_WINDOW_BYTES = 8 << 20  # over all streams: what a link can make us hold
 MAX_BACKOFF_S = 1.0
 PACING_TICK_S = 0.002
 PACING_BURST_PACKETS = 40
 
 
+class _TakenLimit(Limit):
+    """The connection's window. Upstream's assignments, which double it, change nothing."""
+
+    def __init__(self, limit: Limit) -> None:
+        self._value = LINK_WINDOW_BYTES
+        super().__init__(limit.frame_type, limit.name, self._value)
+
+    @property
+    def value(self) -> int:
+        return self._value
+
+    @value.setter
+    def value(self, wanted: int) -> None:
+        pass
+
+    def follow(self, taken: int) -> None:
+        wanted = taken + LINK_WINDOW_BYTES
+        if wanted - self._value >= LINK_WINDOW_BYTES // 4:
+            self._value = wanted
+
+
 class BoundedConnection(QuicConnection):
-    """A QuicConnection whose stream windows follow what was delivered.
+    """A QuicConnection whose windows follow what was taken out of it.
 
     Upstream doubles a window whenever half of it is used, so that after a long transfer a peer
-    may open a gap of gigabytes that must be buffered.
+    may open a gap of gigabytes that must be buffered; and it counts as delivered what nobody has
+    read. `held_bytes` is asked for that: of one stream, or of all for None.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._local_max_data: Limit = _TakenLimit(self._local_max_data)
+        self.held_bytes: Callable[[int | None], int] = lambda _stream_id: 0
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        limit = self._local_max_data
+        assert isinstance(limit, _TakenLimit)
+        if limit.used + LINK_WINDOW_BYTES // 2 > limit.value:
+            limit.follow(limit.used - buffered_gap_bytes(self) - self.held_bytes(None))
+        super()._write_connection_limits(builder, space)
 
     def _write_stream_limits(
         self,
@@ -37,6 +76,8 @@ class BoundedConnection(QuicConnection):
         stream: QuicStream,
     ) -> None:
         wanted = stream.receiver.starting_offset() + STREAM_WINDOW_BYTES
+        if wanted - stream.max_stream_data_local >= STREAM_WINDOW_BYTES // 2:
+            wanted -= self.held_bytes(stream.stream_id)
         if wanted - stream.max_stream_data_local >= STREAM_WINDOW_BYTES // 2:
             stream.max_stream_data_local = wanted
         if stream.max_stream_data_local_sent == stream.max_stream_data_local:
@@ -128,8 +169,12 @@ def received_stream_bytes(quic: QuicConnection) -> int:
 
 
 def buffered_gap_bytes(quic: QuicConnection) -> int:
-    """What is held out of order, waiting for what is missing before it."""
-    return sum(len(stream.receiver._buffer) for stream in quic._streams.values())
+    """What is held out of order, or was not yet seen, before the highest offset of each stream."""
+    return sum(
+        stream.receiver.highest_offset - stream.receiver.starting_offset()
+        for stream in quic._streams.values()
+        if not stream.receiver.is_finished
+    )
 
 
 def transmitted_bytes(quic: QuicConnection, stream_id: int) -> int | None:

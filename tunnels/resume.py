@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from tunnels.credit import ReceiveWindow, SendWindow
+from tunnels.credit import Pool, ReceiveWindow, SendWindow
 from tunnels.errors import BadFrame
 from tunnels.frames import Ack, Data, End, Record, Reset, ResetCode, Stop, encode, encode_data
 
@@ -34,8 +34,14 @@ class StreamState:
     them after every call. Raises BadFrame when the other side breaks the rules.
     """
 
-    def __init__(self, *, send_limit: int, window: ReceiveWindow | None = None) -> None:
-        self._send = SendWindow(send_limit)
+    def __init__(
+        self,
+        *,
+        send_limit: int,
+        window: ReceiveWindow | None = None,
+        keeping: Pool | None = None,
+    ) -> None:
+        self._send = SendWindow(send_limit, keeping)
         self._window = window or ReceiveWindow()
         self._kept: deque[tuple[int, bytes]] = deque()
         self._arrived = bytearray()
@@ -104,6 +110,16 @@ class StreamState:
         del self._arrived[: len(data)]
         self._consume(len(data))
         return data
+
+    @property
+    def received_bytes(self) -> int:
+        """All that arrived so far, taken by the user or not."""
+        return self._received
+
+    def release(self) -> None:
+        """The stream is over: its part of the session's pools is for others."""
+        self._window.release()
+        self._send.release()
 
     # --- what the channel does ----------------------------------------------------------
 

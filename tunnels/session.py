@@ -17,6 +17,8 @@ from typing import TypeVarTuple
 
 import trio
 
+from tunnels.allowance import Bucket, Rate
+from tunnels.credit import Pool, ReceiveWindow
 from tunnels.errors import BadFrame, LinkClosed, SessionClosed, TunnelError
 from tunnels.frames import (
     MAX_SERVICE_BYTES,
@@ -41,6 +43,7 @@ MAX_LINKS = 4
 RESUME_WITHIN_S = 5.0  # how long a stream waits for another link of a living session
 LINGER_S = 1.0
 REMEMBERED_STREAMS = 1024  # finished ones: a late RESUME is told so
+CHANNELS = Rate(per_s=50, burst=256)  # that the peer opens; beyond, they wait
 
 Given = TypeVarTuple("Given")
 Handler = Callable[[Stream], Awaitable[None]]
@@ -91,6 +94,10 @@ class Session:
         self._past_bytes_in = 0
         self._past_bytes_out = 0
         self._streams_changed = trio.lowlevel.ParkingLot()
+        self._receiving = Pool()
+        self._keeping = Pool()
+        self._channels = Bucket(CHANNELS, trio.current_time())
+        self._is_member = False
 
     def __repr__(self) -> str:
         return f"Session({self.peer.short})"
@@ -111,7 +118,7 @@ class Session:
         channel = await self._open_channel()
         number = self._next_number
         self._next_number += 1
-        state = StreamState(send_limit=self._window_bytes)
+        state = self._new_state(self._window_bytes)
         stream = self._add_stream(service, number, opened_here=True, state=state)
         channel.send(encode(Open(number, state.position.limit, service)))
         stream.attach(channel)
@@ -139,6 +146,12 @@ class Session:
             link_kind=best.kind if best else None,
             remote=best.remote if best else None,
         )
+
+    def welcome(self) -> None:
+        """The peer is a member of something here: its links get a member's share of this node."""
+        self._is_member = True
+        for proven in self._links:
+            proven.link.share.welcome(trio.current_time())
 
     async def aclose(self, reason: str = "") -> None:
         """End the session; the peer is told `reason`.
@@ -171,6 +184,8 @@ class Session:
             proven.link.close(CloseCode.LINK_OVER, "enough links stand already")
             return
         self._links.append(proven)
+        if self._is_member:
+            proven.link.share.welcome(trio.current_time())
         self._beats[proven.link] = Heartbeat(proven, self._setup.dead_after_s)
         self._spawn(self._run_link, proven)
 
@@ -225,6 +240,10 @@ class Session:
             + (f": {self.close_reason}" if self.close_reason else "; connect again")
         )
 
+    def _new_state(self, send_limit: int) -> StreamState:
+        window = ReceiveWindow(pool=self._receiving)
+        return StreamState(send_limit=send_limit, window=window, keeping=self._keeping)
+
     def _add_stream(
         self, service: str, number: int, *, opened_here: bool, state: StreamState
     ) -> Stream:
@@ -243,6 +262,7 @@ class Session:
         key = (stream.opened_here, stream.number)
         if self._streams.get(key) is stream:
             del self._streams[key]
+            stream.release()
             self._streams_changed.unpark_all()
             self._finished[key] = None
             while len(self._finished) > REMEMBERED_STREAMS:
@@ -330,6 +350,8 @@ class Session:
             except LinkClosed:
                 return
             self._spawn(self._greet, channel)
+            self._channels.spend(trio.current_time(), 1)
+            await trio.sleep(self._channels.wait_s(trio.current_time()))
 
     async def _greet(self, channel: Channel) -> None:
         try:
@@ -359,7 +381,7 @@ class Session:
         if isinstance(answer, str):
             await refuse(channel, Reset(ResetCode.REFUSED, answer))
             return None
-        state = StreamState(send_limit=header.limit)
+        state = self._new_state(header.limit)
         stream = self._add_stream(header.service, header.stream, opened_here=False, state=state)
         stream.attach(channel)
         self._spawn(_handle, answer, stream)

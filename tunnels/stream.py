@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import trio
@@ -9,10 +10,12 @@ import trio
 from tunnels.errors import StreamError, StreamLost, StreamRefused, StreamReset
 from tunnels.frames import MAX_DATA_BYTES, Ack, Record, RecordDecoder, ResetCode, clip_reason
 from tunnels.link import Channel
+from tunnels.opening import drain
 from tunnels.peer import PeerId
 from tunnels.resume import Failure, StreamState
 
 RECEIVE_BYTES = 256 << 10  # receive_some without a size
+ASK_AGAIN_S = 0.1  # what a link in debt owes may be paid sooner, by the rate it shares
 
 
 class Stream(trio.abc.HalfCloseableStream):
@@ -182,6 +185,9 @@ class Stream(trio.abc.HalfCloseableStream):
         """Closed here, and what was sent has not all arrived yet."""
         return self._closed and not self._state.finished
 
+    def release(self) -> None:
+        self._state.release()
+
     @property
     def position(self) -> Ack:
         return self._state.position
@@ -211,10 +217,18 @@ class Stream(trio.abc.HalfCloseableStream):
         Raises LinkClosed, BadFrame.
         """
         while self._channel is channel:
+            if self.finished:
+                await drain(channel)
+                return
             data = await channel.receive()
             if not data or self._channel is not channel:
                 return
+            began_s, before = time.thread_time(), self._state.received_bytes
             self.take_records(decoder.feed_untrusted(data))
+            channel.share.earn(self._state.received_bytes - before)
+            channel.share.charge(time.thread_time() - began_s, trio.current_time())
+            while wait_s := channel.share.wait_s(trio.current_time()):  # noqa: ASYNC110 - no event
+                await trio.sleep(min(wait_s, ASK_AGAIN_S))
 
     def take_records(self, records: list[Record]) -> None:
         for record in records:

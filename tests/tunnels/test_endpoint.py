@@ -30,8 +30,8 @@ from tunnels import (
     TunnelError,
     WrongPeer,
 )
+from tunnels.door import MAX_HALF_OPEN_PER_NETWORK, UNCHECKED_HALF_OPEN
 from tunnels.quic import UNSENT_BYTES
-from tunnels.quic_transport import MAX_HALF_OPEN, MAX_HALF_OPEN_PER_HOST
 
 STRANGER = identity("stranger").peer
 
@@ -571,9 +571,10 @@ async def test_strangers_that_never_prove_themselves_are_few_and_forgotten(
         for number in range(30):
             pair.world.inject(first_initial(), ("11.8.0.1", number), (bob.host, bob.port))
         await trio.testing.wait_all_tasks_blocked()
-        assert transport._half_open.total() == MAX_HALF_OPEN  # type: ignore[attr-defined]
+        # alice was the first of those that were taken at their word
+        assert transport._door.half_open == UNCHECKED_HALF_OPEN - 1  # type: ignore[attr-defined]
         await trio.sleep(6)
-        assert transport._half_open.total() == 0  # type: ignore[attr-defined]
+        assert transport._door.half_open == 0  # type: ignore[attr-defined]
         assert len(pair.bob.endpoint.sessions()) == 1
 
 
@@ -586,8 +587,9 @@ async def test_one_stranger_cannot_take_all_the_room(
         for number in range(30):
             pair.world.inject(first_initial(), ("11.8.0.1", number), (bob.host, bob.port))
         await trio.testing.wait_all_tasks_blocked()
-        held = transport._half_open["11.8.0.1"]  # type: ignore[attr-defined]
-        assert held == MAX_HALF_OPEN_PER_HOST
+        assert transport._door.half_open_from("11.8.0.1") == (  # type: ignore[attr-defined]
+            MAX_HALF_OPEN_PER_NETWORK
+        )
         await pair.connect()
 
 

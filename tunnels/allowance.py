@@ -1,0 +1,143 @@
+"""How much of this node one peer may use. Sans-IO: seconds and amounts go in, decisions come out.
+
+Work is counted in the processor time it took, not in messages: a datagram may hold one frame or a
+thousand. A link earns time by the stream bytes it carries, at EARNED_S_PER_BYTE, which is several
+times what they cost; so whoever moves data is never held back, and whoever only makes work has:
+
+    own     a small rate of its link (STRANGER, or MEMBER once the peer is introduced)
+    shared  SHARED, one rate for all links of the node together
+
+A link in debt is not heard: its datagrams are dropped, which its congestion control takes for a
+full network, and its channels are not read, which closes its windows.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rate:
+    """`per_s` in the long run, `burst` at once."""
+
+    per_s: float
+    burst: float
+
+
+STRANGER = Rate(per_s=0.005, burst=0.05)  # processor seconds a second
+MEMBER = Rate(per_s=0.03, burst=0.25)
+SHARED = Rate(per_s=0.08, burst=0.25)
+EARNED_S_PER_BYTE = 0.2e-6  # carrying one costs 0.03e-6 on a core of 2020
+MAX_EARNED_S = 0.5
+
+
+class Bucket:
+    """A token bucket. Its level may be negative: then it is in debt."""
+
+    def __init__(self, rate: Rate, now: float) -> None:
+        self._rate = rate
+        self._level = rate.burst
+        self._at_s = now
+
+    def level(self, now: float) -> float:
+        self._level = min(
+            self._rate.burst, self._level + max(0.0, now - self._at_s) * self._rate.per_s
+        )
+        self._at_s = now
+        return self._level
+
+    def take(self, now: float, amount: float = 1.0) -> bool:
+        """Take all of `amount`, or nothing."""
+        if self.level(now) < amount:
+            return False
+        self._level -= amount
+        return True
+
+    def take_up_to(self, now: float, amount: float) -> float:
+        """Take what is there of `amount`; returns what was taken."""
+        taken = min(max(0.0, self.level(now)), amount)
+        self._level -= taken
+        return taken
+
+    def spend(self, now: float, amount: float) -> None:
+        """Take `amount`, into debt if need be."""
+        self.level(now)
+        self._level -= amount
+
+    def wait_s(self, now: float) -> float:
+        """Until the debt is paid; 0 when there is none."""
+        return max(0.0, -self.level(now) / self._rate.per_s)
+
+    def is_full(self, now: float) -> bool:
+        return self.level(now) >= self._rate.burst
+
+
+class Buckets:
+    """One bucket a key. A full one need not be remembered; of `limit` others, the oldest is
+    forgotten, which only ever favours its owner."""
+
+    def __init__(self, rate: Rate, limit: int = 4096) -> None:
+        self._rate = rate
+        self._limit = limit
+        self._buckets: OrderedDict[Hashable, Bucket] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, key: Hashable, now: float) -> bool:
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            self._make_room(now)
+            bucket = self._buckets[key] = Bucket(self._rate, now)
+        return bucket.take(now)
+
+    def _make_room(self, now: float) -> None:
+        while self._buckets:
+            oldest = next(iter(self._buckets))
+            if len(self._buckets) < self._limit and not self._buckets[oldest].is_full(now):
+                return
+            del self._buckets[oldest]
+
+
+class Share:
+    """One link's share of this node's processor."""
+
+    def __init__(self, shared: Bucket, now: float) -> None:
+        self._shared = shared
+        self._own = Bucket(STRANGER, now)
+        self._is_member = False
+        self._earned_s = 0.0
+
+    def welcome(self, now: float) -> None:
+        """The peer is a member: it gets a member's rate."""
+        if not self._is_member:
+            self._is_member = True
+            debt_s = min(0.0, self._own.level(now))
+            self._own = Bucket(MEMBER, now)
+            self._own.spend(now, -debt_s)
+
+    def earn(self, carried_bytes: int) -> None:
+        self._earned_s = min(MAX_EARNED_S, self._earned_s + carried_bytes * EARNED_S_PER_BYTE)
+
+    def charge(self, spent_s: float, now: float) -> None:
+        """Processor time was spent on this link."""
+        from_earned_s = min(self._earned_s, spent_s)
+        self._earned_s -= from_earned_s
+        self._own.spend(now, spent_s - from_earned_s)
+        self._settle(now)
+
+    def wait_s(self, now: float) -> float:
+        """How long the link must not be heard; 0 when it may be. Others may empty the shared
+        rate meanwhile or fill it: ask again then."""
+        self._settle(now)
+        return self._own.wait_s(now)
+
+    def _settle(self, now: float) -> None:
+        debt_s = -self._own.level(now)
+        if debt_s > 0:
+            from_earned_s = min(self._earned_s, debt_s)
+            self._earned_s -= from_earned_s
+            paid_s = from_earned_s + self._shared.take_up_to(now, debt_s - from_earned_s)
+            self._own.spend(now, -paid_s)
