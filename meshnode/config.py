@@ -21,7 +21,7 @@ DEFAULT_INVITE_USES = 8
 DEFAULT_INVITE_LIFETIME_S = 24 * 3600
 MAX_INVITE_LIFETIME_S = 3650 * 24 * 3600  # ten years
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 _SIZE_FACTORS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _DURATION = re.compile(r"(\d{1,18})\s*([smhd])", re.IGNORECASE)
 _DURATION_FACTORS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -122,7 +122,8 @@ def parse_address(text: str, *, what: str) -> Address:
         host = host[1:-1]
     elif ":" in host:
         raise UsageError(f"{what} {text!r}: put an IPv6 address in brackets, like [::1]:8090")
-    if not port_text.isdecimal() or int(port_text) > 65535:
+    # Nine digits: of thousands Python makes no number.
+    if not port_text.isdecimal() or len(port_text) > 9 or int(port_text) > 65535:
         raise UsageError(f"{what} {text!r} has no port from 0 to 65535: write it as HOST:PORT")
     return Address(None if host in ("", "*") else host, int(port_text))
 

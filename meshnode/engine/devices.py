@@ -17,7 +17,9 @@ from meshnode.engine.errors import EngineFailed
 LIST_TIMEOUT_S = 60  # CUDA takes seconds to wake its cards
 CPU_DEVICE = "CPU"
 # common_print_available_devices in common/arg.cpp
-_DEVICE_LINE = re.compile(r"\s+(?P<name>\S+): (?P<text>.*) \((?P<total>\d+) MiB, (?P<free>\d+) MiB")
+_DEVICE_LINE = re.compile(
+    r"\s+(?P<name>\S+): (?P<text>.*) \((?P<total>\d{1,12}) MiB, (?P<free>\d{1,12}) MiB"
+)
 
 
 class DeviceKind(StrEnum):

@@ -56,8 +56,8 @@ def _parse(line: bytes) -> LoadProgress | ServerLoad | None:
             return LoadProgress(int(event["done_bytes"]), int(event["total_bytes"]))
         if event["event"] == "load":
             return _load(event)
-    except (ValueError, KeyError, TypeError):
-        pass
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        pass  # Infinity is a number to Python's JSON
     return None
 
 
