@@ -46,6 +46,7 @@ CONGESTION_CONTROL = "reno"  # "cubic" measured the same within noise
 IDLE_TIMEOUT_S = 120.0  # a backstop: sessions notice silence much sooner
 CID_BYTES = 8
 MAX_CID_BYTES = 20
+_VERSION_NEGOTIATION = bytes(4)
 MAX_REMOTE_DATAGRAM_BYTES = 1500  # no node sends larger ones to another machine
 
 
@@ -154,6 +155,8 @@ class QuicTransport:
             return None
         if not datagram[0] & 0x80:  # a short header carries our connection id right away
             return self._links.get(datagram[1 : 1 + CID_BYTES])
+        if datagram[1:5] == _VERSION_NEGOTIATION:
+            return None  # there is one version: only somebody on the way would name others
         size = datagram[5]
         link = self._links.get(datagram[6 : 6 + size])
         if link is None and len(datagram) >= SMALLEST_MAX_DATAGRAM_SIZE:
@@ -280,7 +283,7 @@ class QuicTransport:
             connection_id_length=CID_BYTES,
             idle_timeout=IDLE_TIMEOUT_S,
             max_datagram_size=SAME_MACHINE_DATAGRAM_BYTES if near else DATAGRAM_BYTES,
-            max_data=4 * tuning.STREAM_WINDOW_BYTES,
+            max_data=tuning.LINK_WINDOW_BYTES,
             max_stream_data=tuning.STREAM_WINDOW_BYTES,
             supported_versions=[QUIC_VERSION],
         )
