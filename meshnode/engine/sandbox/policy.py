@@ -82,11 +82,10 @@ def server_policy(
     program = Path(argv[0]).resolve()
     loader, libraries = _libraries(program)
     rights = {
-        **dict.fromkeys(_around(_folders(uses_gpu), hidden), landlock.READ_TREE),
+        **dict.fromkeys(_around((program.parent, *_folders(uses_gpu)), hidden), landlock.READ_TREE),
         **dict.fromkeys(map(str, (*libraries, *_ALWAYS_READ, *readable)), landlock.READ_TREE),
         **dict.fromkeys(_PLAIN_DEVICES, landlock.READ | landlock.WRITE_FILE),
         **dict.fromkeys(_found(_GPU_DEVICES) if uses_gpu else (), landlock.USE_DEVICE),
-        str(program.parent): landlock.READ_TREE,
         **dict.fromkeys(map(str, (program, *loader)), landlock.RUN),
         str(socket_folder): landlock.HOLD_SOCKETS,
     }
