@@ -60,11 +60,15 @@ class Relay:
         body = await (read_json_body if self._route.method == "POST" else read_body)(request)
         upstream = self._present_upstream()
         refusal: Refusal | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
-            exchange = _Exchange(self._route, self._view, upstream, send)
-            refusal = await exchange.run(body)
-            nursery.cancel_scope.cancel()
+        self._view.begin_request()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
+                exchange = _Exchange(self._route, self._view, upstream, send)
+                refusal = await exchange.run(body)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._view.end_request()
         if refusal:
             raise refusal
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import trio
 
 from discovery.grants import LENDERS
-from meshnode.config import DEFAULT_CTX_TOKENS, ServeConfig, Split
+from meshnode.config import DEFAULT_CTX_TOKENS, Address, ServeConfig, Split
 from meshnode.connections import Connections
 from meshnode.engine.cache import Engine
 from meshnode.engine.errors import WeightsUnread
@@ -22,19 +24,22 @@ from meshnode.membership import Membership
 from meshnode.models.manifest import FileChanged, Manifest
 from meshnode.models.shelf import Progress, Shelf
 from meshnode.nurseries import accompanied_by, bare_nursery
-from meshnode.pipeline.borrow import LeaseRefused
+from meshnode.pipeline.borrow import LeaseLost, LeaseRefused
 from meshnode.pipeline.costs import plan_model
 from meshnode.pipeline.deployment import Deployment, Placement
 from meshnode.pipeline.inventory import Inventory
 from meshnode.pipeline.layers import parse_layers, parse_tensor_split
-from meshnode.pipeline.plan import Plan, PlanRequest, make_plan
+from meshnode.pipeline.plan import Plan, PlanNode, PlanRequest, make_plan
 from meshnode.pipeline.standing import Standing
+from meshnode.pipeline.steadiness import Steadiness
 from meshnode.pipeline.survey import LOCAL_NAME, Lender, find_lenders, local_node
 from tunnels import PeerId, TunnelError
 
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 30.0
 SHORT_OF_MEMORY_RETRY_S = 10.0
+QUIET_S = 3.0
+"""Without a request, before a deployment that answers is given up for a better one."""
 MAX_SLOTS = 256
 _EMBEDDING_OPTIONS = frozenset(("--embedding", "--embeddings", "--reranking", "--rerank"))
 
@@ -65,6 +70,7 @@ class Orchestrator:
         self._log_folder = log_folder
         self._emit = emit
         self._mismatched: set[PeerId] = set()
+        self._steadiness = Steadiness()
         self._facts = shelf.find(config.model)  # raises before anything is started
         self._layers = parse_layers(config.layers) if config.layers else None
         self._ctx_tokens = config.ctx_tokens or DEFAULT_CTX_TOKENS
@@ -122,12 +128,14 @@ class Orchestrator:
         await self._inventory.refresh()
         # Read anew each time: the file may be another one by now.
         self._facts = await trio.to_thread.run_sync(self._shelf.find, self._config.model)
-        lenders = await self._survey()
-        plan = self._plan(lenders)
+        lenders = await self._survey(self._config.bare_rpc)
+        local = local_node(self._inventory.devices)
+        plan = self._plan(local, [lender.plan_node() for lender in lenders])
         by_name = {lender.name: lender for lender in lenders}
         chosen = tuple(by_name[name] for name in plan.rpc_nodes)
         manifest = await self._digest() if any(lender.session for lender in chosen) else None
         return Placement(
+            local=local,
             model=self._facts.path,
             model_name=self._facts.name,
             plan=plan,
@@ -139,7 +147,7 @@ class Orchestrator:
             engine_options=self._config.engine_options,
         )
 
-    async def _survey(self) -> tuple[Lender, ...]:
+    async def _survey(self, bare_rpc: Sequence[Address]) -> tuple[Lender, ...]:
         if self._config.split is Split.NEVER:
             return ()
         sessions = [
@@ -147,7 +155,8 @@ class Orchestrator:
             for session in self._connections.introduced()
             if self._membership.roles(session.peer) & LENDERS
         ]
-        lenders = await find_lenders(sessions, self._config.bare_rpc)
+        self._steadiness.observe([session.peer for session in sessions], trio.current_time())
+        lenders = await find_lenders(sessions, bare_rpc)
         return tuple(lender for lender in lenders if self._has_our_engine(lender))
 
     def _has_our_engine(self, lender: Lender) -> bool:
@@ -167,17 +176,14 @@ class Orchestrator:
             self.standing.warn(text, node=lender.name)
         return False
 
-    def _plan(self, lenders: tuple[Lender, ...]) -> Plan:
+    def _plan(self, local: PlanNode, lenders: Sequence[PlanNode]) -> Plan:
         split = self._split(bool(lenders))
         if not lenders and (split is Split.ALWAYS or self._names_others()):
             raise ResourceError("no worker is connected: run the join command on another machine")
         return make_plan(
             PlanRequest(
                 model=plan_model(self._facts),
-                nodes=(
-                    local_node(self._inventory.devices),
-                    *(lender.plan_node() for lender in lenders),
-                ),
+                nodes=(local, *lenders),
                 ctx_tokens=self._ctx_tokens,
                 slots=self._slots,
                 split=split,
@@ -230,19 +236,61 @@ class Orchestrator:
         if placement.lenders:
             names = ", ".join(lender.name for lender in placement.lenders)
             self.standing.enter(Stage.LEASING, f"asking {names} for memory")
-        async with bare_nursery() as nursery:
-            if not placement.lenders and self._split(True) is Split.ALWAYS:
-                nursery.start_soon(self._end_when_a_worker_comes, nursery.cancel_scope)
-            await deployment.run(partial(self.standing.ready, embeddings=self._embeds()))
+        try:
+            async with bare_nursery() as nursery:
+                nursery.start_soon(self._end_for_a_better_plan, placement, nursery.cancel_scope)
+                await deployment.run(partial(self.standing.ready, embeddings=self._embeds()))
+        except LeaseLost:
+            for lender in placement.lenders:
+                if lender.session is not None and lender.session.closed.is_set():
+                    self._steadiness.lost(lender.session.peer, trio.current_time())
+            raise
 
-    async def _end_when_a_worker_comes(self, scope: trio.CancelScope) -> None:
-        """A model that wants several nodes and runs on one alone gets a new plan."""
-        changed = self._membership.changed
-        while not await self._survey():
-            await changed.wait()
+    # -- a better plan ------------------------------------------------------------------------
+
+    async def _end_for_a_better_plan(self, running: Placement, scope: trio.CancelScope) -> None:
+        """Ends the deployment when a plan made now would use workers that have no part in it: at a
+        quiet moment, since no answer in flight is cut for it, however long that takes."""
+        while True:
             changed = self._membership.changed
-        self.standing.withdraw("a worker has joined", "planning again with it")
-        scope.cancel()
+            unused = await self._unused_workers(running)
+            due_s = max(map(self._counted_on_at, unused), default=math.inf)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_when_set, changed, nursery.cancel_scope)
+                await trio.sleep_until(due_s)
+                await self.standing.wait_until_quiet(QUIET_S)
+                names = ", ".join(lender.name for lender in unused)
+                self.standing.withdraw(f"{names} can take a share now", "planning again")
+                scope.cancel()
+
+    async def _unused_workers(self, running: Placement) -> list[Lender]:
+        """Those that have no part in the running plan and would have one in a plan made now, with
+        what it holds itself taken as free."""
+        used = {lender.session.peer: lender for lender in running.lenders if lender.session}
+        bare = [lender for lender in running.lenders if lender.bare]
+        lenders = [*await self._survey(()), *bare]  # a bare one answers one client at a time
+        nodes = []
+        for lender in lenders:
+            present = used.get(lender.session.peer, lender) if lender.session else lender
+            nodes.append(replace(present.plan_node(), name=lender.name))
+        try:
+            plan = self._plan(running.local, nodes)
+        except MeshError:
+            return []  # a layout by hand that does not fit with more nodes: what runs stays
+        return [
+            lender
+            for lender in lenders
+            if lender.session and lender.session.peer not in used and lender.name in plan.rpc_nodes
+        ]
+
+    def _counted_on_at(self, lender: Lender) -> float:
+        assert lender.session is not None
+        return self._steadiness.counted_on_at(lender.session.peer, trio.current_time())
+
+
+async def _cancel_when_set(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 def _slots(engine_options: Sequence[str]) -> int:

@@ -22,7 +22,7 @@ from meshnode.models.manifest import FileChanged, Manifest, stamp, to_wire
 from meshnode.nurseries import bare_nursery
 from meshnode.paths import socket_path
 from meshnode.pipeline.borrow import Borrowed, LeaseLost, borrow
-from meshnode.pipeline.plan import Plan
+from meshnode.pipeline.plan import Plan, PlanNode
 from meshnode.pipeline.protocol import RPC_SERVICE, LeaseRequest
 from meshnode.pipeline.survey import Lender
 from meshnode.state import write_durably
@@ -40,8 +40,10 @@ OnStep = Callable[[str, float | None], None]
 
 @dataclass(frozen=True)
 class Placement:
-    """A plan and all that is needed to carry it out. `lenders`: those the plan gives layers to."""
+    """A plan and all that is needed to carry it out. `lenders`: those the plan gives layers to;
+    `local`: this machine as it was before it took its own share."""
 
+    local: PlanNode
     model: Path
     model_name: str
     plan: Plan

@@ -6,8 +6,11 @@ it once, and answer at any moment.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import trio
 
 from meshnode.events import Emit, Event, Kind
 from meshnode.gateway.view import Health, Loss, Stage, Upstream
@@ -35,6 +38,8 @@ class Standing:
         self._deployed: Deployed | None = None
         self._tokens = 0
         self._tokens_per_s: float | None = None
+        self._in_flight = 0
+        self._stirred = trio.Event()  # a request came or went
 
     # -- answers ------------------------------------------------------------------------------
 
@@ -46,6 +51,28 @@ class Standing:
 
     def loss(self) -> Loss:
         return self._loss
+
+    def begin_request(self) -> None:
+        self._in_flight += 1
+        self._stir()
+
+    def end_request(self) -> None:
+        self._in_flight -= 1
+        self._stir()
+
+    def _stir(self) -> None:
+        self._stirred.set()
+        self._stirred = trio.Event()
+
+    async def wait_until_quiet(self, quiet_s: float) -> None:
+        """Returns when nobody would miss the deployment: it does not answer yet, or no request has
+        been in flight for `quiet_s`."""
+        while self._upstream is not None:
+            stirred = self._stirred
+            with trio.move_on_after(math.inf if self._in_flight else quiet_s) as patience:
+                await stirred.wait()
+            if patience.cancelled_caught:
+                return
 
     def status(self) -> dict[str, object]:
         return dict(self.node_status())

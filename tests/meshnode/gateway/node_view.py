@@ -15,6 +15,7 @@ class SettableNode:
         self.running: Upstream | None = None
         self.end = Loss()
         self.generated: list[tuple[int, float]] = []
+        self.in_flight = 0
 
     def serve_from(self, socket: Path, *, embeddings: bool = False) -> None:
         generation = self.running.generation + 1 if self.running else 1
@@ -35,6 +36,12 @@ class SettableNode:
 
     def loss(self) -> Loss:
         return self.end
+
+    def begin_request(self) -> None:
+        self.in_flight += 1
+
+    def end_request(self) -> None:
+        self.in_flight -= 1
 
     def status(self) -> dict[str, object]:
         return {"peers": [{"name": "shed", "rtt_ms": 0.4}], "tokens_per_s": 12.5}

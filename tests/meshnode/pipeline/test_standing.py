@@ -7,11 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import trio
+import trio.testing
+
 from meshnode.engine.load_report import ServerLoad
 from meshnode.events import Event, Kind
 from meshnode.gateway.view import Stage
 from meshnode.pipeline.deployment import Deployed, Placement
-from meshnode.pipeline.plan import Plan, Share
+from meshnode.pipeline.plan import Plan, PlanNode, Share
 from meshnode.pipeline.standing import Standing
 
 SHARE = Share("tower", "CPU", 3, 8, True, 100, 10, 1)
@@ -27,7 +30,8 @@ def standing() -> tuple[Standing, list[Event]]:
 
 def placement() -> Placement:
     plan = Plan((SHARE,), False, 6, (6,), ("RPC0",), ("tower",))
-    return Placement(Path("glm.gguf"), "glm", plan, (), None, 4096, 1, None, ())
+    local = PlanNode("local", True, ())
+    return Placement(local, Path("glm.gguf"), "glm", plan, (), None, 4096, 1, None, ())
 
 
 def deployed() -> Deployed:
@@ -99,3 +103,38 @@ def test_the_status_is_json_and_says_what_came_from_where() -> None:
     assert (status["layers"][0]["first"], status["layers"][0]["last"]) == (3, 8)
     assert status["tokens_per_s"] == 10.0
     assert "tower (CPU) computes layers 3-7 and output" in events[0].text
+
+
+async def test_a_deployment_is_quiet_when_no_request_was_in_flight_for_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    one, _ = standing()
+    await one.wait_until_quiet(3)
+    assert trio.current_time() == 0, "nobody misses what does not answer yet"
+    one.ready(deployed(), embeddings=False)
+    one.begin_request()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.wait_until_quiet, 3)
+        await trio.sleep(100)
+        one.begin_request()
+        one.end_request()
+        await trio.sleep(100)
+        one.end_request()
+        await trio.sleep(2)
+        one.begin_request()
+        one.end_request()
+    assert trio.current_time() == 205
+
+
+async def test_nobody_waits_for_quiet_once_the_deployment_is_lost(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    one, _ = standing()
+    one.ready(deployed(), embeddings=False)
+    one.begin_request()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.wait_until_quiet, 3)
+        await trio.sleep(10)
+        one.withdraw("the worker died", "trying again")
+        one.end_request()
+    assert trio.current_time() == 10
