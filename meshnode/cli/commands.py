@@ -12,6 +12,7 @@ import click
 
 from discovery.grants import Role
 from meshnode.cli.demo import demo
+from meshnode.cli.doctor import doctor
 from meshnode.cli.engine import engine_group
 from meshnode.cli.logs import log_defect, log_nowhere
 from meshnode.cli.node import serve, worker
@@ -57,6 +58,7 @@ cli.add_command(worker)
 cli.add_command(serve)
 cli.add_command(engine_group, "engine")
 cli.add_command(demo)
+cli.add_command(doctor)
 
 
 def run(arguments: Sequence[str]) -> int:

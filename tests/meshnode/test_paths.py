@@ -9,6 +9,8 @@ import pytest
 from meshnode import paths
 from meshnode.errors import HomeError
 from meshnode.paths import MAX_SOCKET_PATH_BYTES, runtime_folder, socket_path
+from tests.conftest import require
+from tests.probe import NOBODY
 
 
 @pytest.fixture
@@ -68,6 +70,28 @@ def test_a_folder_somebody_made_first_is_refused(
     (tmp / "elsewhere").mkdir()
     trap.symlink_to(tmp / "elsewhere")
     monkeypatch.setattr(paths, "_runtime_parent", lambda name: trap)
+    with pytest.raises(HomeError, match="belongs to somebody else"):
+        runtime_folder(tmp)
+
+
+@pytest.mark.parametrize("planted", ["the parent", "the folder itself"])
+def test_a_folder_another_user_made_first_is_refused(
+    tmp: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    require("root", os.geteuid() == 0, "only root can make a folder somebody else's")
+    parent = tmp / "parent"
+    monkeypatch.setattr(paths, "_runtime_parent", lambda name: parent)
+    folder = runtime_folder(tmp)
+    trap = parent if planted == "the parent" else folder
+    os.chown(trap, NOBODY, NOBODY)
+    with pytest.raises(HomeError, match=r"belongs to somebody else: remove it, or set XDG_RUNTIME"):
+        runtime_folder(tmp)
+    assert trap.stat().st_uid == NOBODY, "it is left as it is"
+
+
+def test_a_file_in_the_folders_place_is_refused(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp / "file").touch()
+    monkeypatch.setattr(paths, "_runtime_parent", lambda name: tmp / "file")
     with pytest.raises(HomeError, match="belongs to somebody else"):
         runtime_folder(tmp)
 
