@@ -83,6 +83,10 @@ class Roster:
         if known is not None:
             self._members[peer] = replace(known, last_seen=max(known.last_seen, now))
 
+    def forget(self, peer: PeerId) -> None:
+        """The peer is no member any more; nothing for one that is not known."""
+        self._members.pop(peer, None)
+
     def get(self, peer: PeerId) -> Member | None:
         return self._members.get(peer)
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Sequence
 
 import trio
 
+from discovery.grants import GRANTABLE, Role
 from discovery.token import Token
 from meshnode.crash_points import reached
 from meshnode.errors import AccessError, MeshError, NetworkError
 from meshnode.events import Emit, Event, Kind
+from meshnode.introducing import Introductions
+from meshnode.joining import Joining
 from meshnode.membership import Membership
-from tunnels import Endpoint, PeerId, Session, SessionDown, SessionUp, TunnelError
+from meshnode.removal import Removal
+from meshnode.renewal import Renewal
+from tunnels import Endpoint, PeerId, Session, SessionDown, SessionUp, Stream, TunnelError
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +33,28 @@ class Connections:
 
     def __init__(self, endpoint: Endpoint, membership: Membership, emit: Emit) -> None:
         self.settled = trio.Event()  # every known peer was tried once
+        self.joining = Joining(membership.ledger)
+        self.introductions = Introductions(membership)
+        self.removal = Removal(membership, self.introductions)
+        self.renewal = Renewal(membership, self._reintroduce)
         self._endpoint = endpoint
         self._membership = membership
         self._emit = emit
         self._kept: set[PeerId] = set()
         membership.present_session = endpoint.session
         membership.on_introduced = self._report_introduced
+        membership.emit = emit
+
+    def offer_services(self) -> None:
+        """Answers what keeps meshes together, from now on."""
+
+        async def hello(stream: Stream) -> None:
+            await self.introductions.serve(stream, self._endpoint.candidates())
+
+        self._endpoint.serve("join", self.joining.serve)
+        self._endpoint.serve("hello", hello)
+        self._endpoint.serve("revocations", self.removal.serve)
+        self._endpoint.serve("renew", self.renewal.serve)
 
     def introduced(self) -> list[Session]:
         """Live sessions whose peer has shown a grant of a mesh of ours."""
@@ -50,6 +70,8 @@ class Connections:
         async with trio.open_nursery() as nursery:
             # Subscribed before the first dial, so that no session comes up unseen.
             nursery.start_soon(self._watch_sessions, nursery, self._endpoint.subscribe())
+            nursery.start_soon(self.removal.run)
+            nursery.start_soon(self.renewal.run)
             async with trio.open_nursery() as first_round:
                 first_round.start_soon(self._join_all, joins)
                 for member in self._membership.members():
@@ -89,15 +111,18 @@ class Connections:
                 "or start the second node with --home"
             )
         role = self._membership.role_in(token.mesh)
-        expired = token.expires_at <= time.time()
+        expired = token.expires_at <= self._membership.ledger.now()
         if expired and role is None:
             raise AccessError("the invite has expired: ask for a new one (`mesh invite`)")
-        redeems = role is not token.role and not expired
+        has_more = role is not None and token.role in GRANTABLE[role]
+        redeems = not has_more and not expired
+        if role is not None and has_more and role is not token.role and not expired:
+            self._tell_kept_role(token, role)
         try:
             with trio.fail_after(JOIN_TIMEOUT_S):
                 session = await self._endpoint.connect(token.inviter, token.candidates)
                 if redeems:
-                    await self._membership.redeem_token(session, token)
+                    await self.joining.redeem(session, token)
                 await self._introduce(session, (token.mesh,))
                 reached("join.introduced")
         except TunnelError as error:
@@ -108,8 +133,27 @@ class Connections:
                 f"in {JOIN_TIMEOUT_S:.0f} s; try again, or restart it"
             ) from None
 
+    def _tell_kept_role(self, token: Token, role: Role) -> None:
+        name = self._membership.mesh_name(token.mesh)
+        text = (
+            f"this node stays {role.value} in {name}, which is more than the {token.role.value} of "
+            "the invite: to become less, `mesh leave` first, then join again"
+        )
+        self._emit(Event(Kind.WARNING, text))
+
     async def _introduce(self, session: Session, meshes: Iterable[bytes] = ()) -> None:
-        await self._membership.introduce(session, self._endpoint.candidates(), meshes)
+        await self.introductions.introduce(session, self._endpoint.candidates(), meshes)
+
+    async def _reintroduce(self, mesh: bytes) -> None:
+        """Shows what we are in `mesh` now to its members that are connected."""
+        for session in self.introduced():
+            if mesh not in self._membership.shown_by(session.peer):
+                continue
+            try:
+                with trio.fail_after(JOIN_TIMEOUT_S):
+                    await self._introduce(session)
+            except (TunnelError, MeshError, trio.TooSlowError) as error:
+                log.info("%s was not shown the new grant: %s", session.peer.short, error)
 
     def _report_introduced(self, peer: PeerId) -> None:
         session = self._endpoint.session(peer)

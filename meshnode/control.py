@@ -111,6 +111,10 @@ async def _read_line(stream: trio.SocketStream) -> bytes:
     return bytes(data)
 
 
+class NoNode(HomeError):
+    """No node runs on this home."""
+
+
 class NodeRefused(MeshError):
     """The running node answered with an error; its exit code is ours."""
 
@@ -128,15 +132,15 @@ def _runtime_folder_of(home: Path) -> Path:
 
 
 def ask_node(home: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The running node's answer. Raises `HomeError` when no node runs on this home, or the one
-    that does gives no answer, and `NodeRefused` when it answers with an error."""
+    """The running node's answer. Raises `NoNode` when none runs on this home, `HomeError` when the
+    one that does gives no answer, and `NodeRefused` when it answers with an error."""
     path = _runtime_folder_of(home) / SOCKET_NAME
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(REQUEST_TIMEOUT_S)
         try:
             connection.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
-            raise HomeError(
+            raise NoNode(
                 f"no node runs on {home}: start one with `mesh worker` or `mesh serve`, "
                 "or name its home with --home"
             ) from None

@@ -1,12 +1,19 @@
-"""What a `hello` between two nodes holds: grants, a name, addresses. Sans-IO."""
+"""What nodes tell each other of themselves and of their meshes: grants, a name, addresses, and
+pages of revocations. Sans-IO."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from discovery.grants import Grant, GrantError, parse_grant_untrusted
+from discovery.revocations import (
+    Revocation,
+    RevocationError,
+    encode_revocation,
+    parse_revocation_untrusted,
+)
 from discovery.roster import Member
 from meshnode.errors import BadMessage
 from tunnels.peer import Candidate, PeerId
@@ -14,6 +21,10 @@ from tunnels.peer import Candidate, PeerId
 MAX_NAME_CHARS = 64
 MAX_HELLO_GRANTS = 16
 MAX_CANDIDATES = 16
+PAGE_BYTES = 32 * 1024
+"""Of revocations in one message, the last of which may go beyond: a message has 64 KiB."""
+MAX_PAGES = 512
+"""More than the books of all shown meshes fill with anything but the largest statements."""
 
 
 def parse_grants_untrusted(message: Mapping[str, Any]) -> list[Grant]:
@@ -55,3 +66,33 @@ def parse_member_untrusted(peer: PeerId, message: Mapping[str, Any], now: float)
         seq=max(0, min(seq, 2**62)),
         last_seen=int(now),
     )
+
+
+def revocation_pages(revocations: Iterable[Revocation]) -> list[dict[str, Any]]:
+    """Messages that hold all of these; at least one. The last one says that it is."""
+    pages: list[list[bytes]] = [[]]
+    size_bytes = 0
+    for one in revocations:
+        data = encode_revocation(one)
+        if size_bytes >= PAGE_BYTES:
+            pages.append([])
+            size_bytes = 0
+        pages[-1].append(data)
+        size_bytes += len(data)
+    last = len(pages) - 1
+    return [{"revocations": page, "more": number < last} for number, page in enumerate(pages)]
+
+
+def parse_revocation_page_untrusted(message: Mapping[str, Any]) -> tuple[list[Revocation], bool]:
+    """The statements of one page, none of them verified, and whether more pages follow; raises
+    `BadMessage` only."""
+    rows, more = message.get("revocations"), message.get("more")
+    if not (isinstance(rows, list) and isinstance(more, bool)):
+        raise BadMessage("the peer's list of revocations has an unknown shape")
+    revocations = []
+    for row in rows:
+        try:
+            revocations.append(parse_revocation_untrusted(row if isinstance(row, bytes) else b""))
+        except RevocationError as error:
+            raise BadMessage(f"the peer passes on a bad revocation: {error}") from None
+    return revocations, more

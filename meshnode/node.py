@@ -14,6 +14,7 @@ import trio
 from discovery.grants import Role
 from discovery.invites import MAX_USES
 from discovery.token import Token, encode
+from meshnode.administration import OPERATIONS, Administration
 from meshnode.config import (
     DEFAULT_INVITE_LIFETIME_S,
     DEFAULT_INVITE_USES,
@@ -39,7 +40,7 @@ from meshnode.pipeline.deploy import Orchestrator
 from meshnode.pipeline.inventory import Inventory
 from meshnode.pipeline.lease import LeaseDesk
 from meshnode.state import Home
-from tunnels import AddressPolicy, Endpoint, ListenFailed, Session, Stream
+from tunnels import AddressPolicy, Endpoint, ListenFailed, Session
 
 _PORT_DOCUMENT = "port.json"
 
@@ -68,6 +69,9 @@ class Node:
             identity, authorize=self._membership.authorize, policy=AddressPolicy()
         )
         self._connections = Connections(self._endpoint, self._membership, emit)
+        self._administration = Administration(
+            self._membership, self._connections.joining, self._endpoint.candidates
+        )
         inventory = Inventory(engine)
         shelf = Shelf(config.model_folders, home.subfolder("manifests"))
         sockets, logs = runtime_folder(home.folder), home.subfolder("logs")
@@ -111,7 +115,11 @@ class Node:
             await nursery.start(
                 serve_control_socket,
                 self._home.folder,
-                {"invite": self._answer_invite, "status": self._answer_status},
+                {
+                    "invite": self._answer_invite,
+                    "status": self._answer_status,
+                    **dict.fromkeys(OPERATIONS, self._answer_members),
+                },
             )
             await self._listen(nursery)
             if self._orchestrator and self._serve_config:
@@ -138,13 +146,8 @@ class Node:
     # -- parts --------------------------------------------------------------------------------
 
     def _offer_services(self) -> None:
-        endpoint, membership = self._endpoint, self._membership
-
-        async def hello(stream: Stream) -> None:
-            await membership.serve_hello(stream, endpoint.candidates())
-
-        endpoint.serve("join", membership.serve_join)
-        endpoint.serve("hello", hello)
+        endpoint = self._endpoint
+        self._connections.offer_services()
         if self._desk:
             endpoint.serve("control", self._desk.serve_control)
             endpoint.serve("rpc/", self._desk.serve_rpc)
@@ -198,7 +201,7 @@ class Node:
             self._tell_what_is_lent(self._desk)
         if not self._config.joins:
             other = "mesh serve" if self._desk and not self._orchestrator else "mesh worker"
-            line = f"{other} join={encode(self._invite(Role.PEER))}"
+            line = f"{other} join={encode(self._first_invite())}"
             text = f"on another machine, run:\n{line}"
             self._emit(Event(Kind.INVITE, text, {"line": line}))
 
@@ -218,25 +221,19 @@ class Node:
 
     # -- requests of other commands -----------------------------------------------------------
 
-    def _invite(
-        self,
-        role: Role,
-        lifetime_s: int = DEFAULT_INVITE_LIFETIME_S,
-        uses: int = DEFAULT_INVITE_USES,
-    ) -> Token:
-        return self._membership.invite(
-            self._endpoint.candidates(), role=role, lifetime_s=lifetime_s, uses=uses
-        )
+    def _first_invite(self) -> Token:
+        return self._administration.first_invite(DEFAULT_INVITE_LIFETIME_S, DEFAULT_INVITE_USES)
 
     async def _answer_invite(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        token = self._invite(*parse_invite_request(request))
-        return {
-            "token": encode(token),
-            "id": token.id.hex(),
-            "role": token.role.value,
-            "expires_at": token.expires_at,
-            "uses": token.uses,
-        }
+        role, lifetime_s, uses = parse_invite_request(request)
+        mesh = request.get("mesh")
+        token = self._administration.invite(
+            role, lifetime_s, uses, None if mesh is None else str(mesh)
+        )
+        return self._administration.invite_answer(token)
+
+    async def _answer_members(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self._administration.answer(request)
 
     async def _answer_status(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
         return self.status()

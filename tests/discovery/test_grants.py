@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from discovery.grants import (
+    GRANT_LABEL,
+    GRANT_LIFETIME_S,
     GRANTABLE,
     LENDERS,
+    MAX_AHEAD_S,
     MAX_DEPTH,
     ROLE_CODES,
     SERVICES,
@@ -18,10 +21,12 @@ from discovery.grants import (
     GrantExpired,
     Role,
     encode_grant,
+    grant_digest,
     issue,
     issue_root,
     may_open,
     parse_grant_untrusted,
+    renewal_due,
     verify_grant,
 )
 from tunnels.identity import Identity
@@ -29,7 +34,7 @@ from tunnels.identity import Identity
 ROOT, FOUNDER, FRIEND, COUSIN, STRANGER = (Identity.generate() for _ in range(5))
 MESH = ROOT.peer.key
 NOW = 1_000_000
-LATER = NOW + 1000
+LATER = NOW + GRANT_LIFETIME_S
 
 
 def founder_grant(role: Role = Role.PEER, *, may_invite: bool = True) -> Grant:
@@ -38,18 +43,18 @@ def founder_grant(role: Role = Role.PEER, *, may_invite: bool = True) -> Grant:
         mesh=MESH,
         peer=FOUNDER.peer,
         role=role,
-        expires_at=LATER,
+        issued_at=NOW,
         may_invite=may_invite,
     )
 
 
-def friend_grant(role: Role = Role.PEER, expires_at: int = LATER) -> Grant:
+def friend_grant(role: Role = Role.PEER, issued_at: int = NOW) -> Grant:
     return issue(
         founder_grant(),
         FOUNDER.sign,
         peer=FRIEND.peer,
         role=role,
-        expires_at=expires_at,
+        issued_at=issued_at,
         may_invite=True,
     )
 
@@ -60,14 +65,14 @@ def cousin_grant() -> Grant:
         FRIEND.sign,
         peer=COUSIN.peer,
         role=Role.WORKER,
-        expires_at=LATER,
+        issued_at=NOW,
         may_invite=True,
     )
 
 
 def resigned(grant: Grant, signer: Identity) -> Grant:
     """A forger's grant: well signed, by whoever the forger is."""
-    return replace(grant, signature=signer.sign("mesh grant 1", grant.body()))
+    return replace(grant, signature=signer.sign(GRANT_LABEL, grant.body()))
 
 
 def test_a_chain_of_three_makes_a_member_and_ends_there() -> None:
@@ -81,7 +86,7 @@ def test_a_chain_of_three_makes_a_member_and_ends_there() -> None:
             COUSIN.sign,
             peer=STRANGER.peer,
             role=Role.WORKER,
-            expires_at=LATER,
+            issued_at=NOW,
             may_invite=False,
         )
 
@@ -93,7 +98,7 @@ def test_a_member_who_may_not_invite_cannot() -> None:
             FOUNDER.sign,
             peer=FRIEND.peer,
             role=Role.PEER,
-            expires_at=LATER,
+            issued_at=NOW,
             may_invite=False,
         )
 
@@ -105,14 +110,15 @@ def test_a_worker_cannot_make_an_orchestrator() -> None:
             FOUNDER.sign,
             peer=FRIEND.peer,
             role=Role.ORCHESTRATOR,
-            expires_at=LATER,
+            issued_at=NOW,
             may_invite=False,
         )
 
 
 def test_a_grant_never_outlasts_the_one_it_hangs_on() -> None:
-    assert friend_grant(expires_at=LATER + 500).expires_at == LATER
-    longer = resigned(replace(friend_grant(), expires_at=LATER + 1), FOUNDER)
+    later = friend_grant(issued_at=NOW + 500)
+    assert later.expires_at == LATER
+    longer = resigned(replace(later, expires_at=LATER + 1), FOUNDER)
     with pytest.raises(GrantError, match="outlasts"):
         verify_grant(longer, mesh=MESH, peer=FRIEND.peer, now=NOW)
 
@@ -121,6 +127,49 @@ def test_a_grant_ends_when_it_says() -> None:
     verify_grant(friend_grant(), mesh=MESH, peer=FRIEND.peer, now=LATER - 1)
     with pytest.raises(GrantExpired):
         verify_grant(friend_grant(), mesh=MESH, peer=FRIEND.peer, now=LATER)
+
+
+def test_a_grant_of_tomorrow_is_the_fault_of_a_clock() -> None:
+    verify_grant(friend_grant(), mesh=MESH, peer=FRIEND.peer, now=NOW - MAX_AHEAD_S)
+    with pytest.raises(GrantError, match="set the clocks"):
+        verify_grant(friend_grant(), mesh=MESH, peer=FRIEND.peer, now=NOW - MAX_AHEAD_S - 1)
+
+
+@pytest.mark.parametrize(
+    "dates",
+    [
+        {"expires_at": LATER + 1},
+        {"since": NOW + 1},
+        {"expires_at": NOW},
+        {"issued_at": NOW - 1, "since": NOW - 1},
+    ],
+    ids=["too-long", "since-after-issue", "never-good", "too-long-by-backdating"],
+)
+def test_dates_that_contradict_each_other_are_refused(dates: dict[str, Any]) -> None:
+    forged = resigned(replace(founder_grant(), **dates), ROOT)
+    with pytest.raises(GrantError, match="dates contradict"):
+        verify_grant(forged, mesh=MESH, peer=FOUNDER.peer, now=NOW)
+
+
+def test_a_renewal_is_due_when_half_the_time_is_over() -> None:
+    half_s = NOW + GRANT_LIFETIME_S // 2
+    assert not renewal_due(friend_grant(), half_s)
+    assert renewal_due(friend_grant(), half_s + 1)
+
+
+def test_a_renewed_grant_keeps_the_day_its_holder_was_let_in() -> None:
+    renewed = issue(
+        founder_grant(),
+        FOUNDER.sign,
+        peer=FRIEND.peer,
+        role=Role.PEER,
+        issued_at=NOW + 500,
+        since=NOW,
+        may_invite=True,
+    )
+    verify_grant(renewed, mesh=MESH, peer=FRIEND.peer, now=NOW)
+    assert (renewed.since, renewed.issued_at) == (NOW, NOW + 500)
+    assert grant_digest(renewed) != grant_digest(friend_grant())
 
 
 def test_a_grant_is_good_for_one_mesh_and_one_node() -> None:
@@ -155,7 +204,7 @@ def test_a_root_grant_nobody_signed_is_refused(forged: Grant, reason: str) -> No
                 mesh=MESH,
                 peer=STRANGER.peer,
                 role=Role.PEER,
-                expires_at=LATER,
+                issued_at=NOW,
                 may_invite=True,
             )
         },
@@ -173,7 +222,9 @@ def test_a_member_cannot_stretch_its_chain(change: dict[str, Any]) -> None:
 
 def test_a_fourth_link_is_refused_even_where_the_third_claims_the_right() -> None:
     generous = resigned(replace(cousin_grant(), role=Role.PEER, may_invite=True), FRIEND)
-    fourth = Grant(MESH, STRANGER.peer, Role.PEER, LATER, False, 4, COUSIN.peer, b"", generous)
+    fourth = Grant(
+        MESH, STRANGER.peer, Role.PEER, NOW, NOW, LATER, False, 4, COUSIN.peer, b"", generous
+    )
     verify_grant(generous, mesh=MESH, peer=COUSIN.peer, now=NOW)
     with pytest.raises(GrantError, match="no right to invite"):
         verify_grant(resigned(fourth, COUSIN), mesh=MESH, peer=STRANGER.peer, now=NOW)
@@ -238,12 +289,12 @@ def test_a_grant_survives_its_encoding() -> None:
     ("data", "reason"),
     [
         (b"", "format"),
-        (b"\x02" + encode_grant(founder_grant())[1:], "format"),
-        (b"\x01", "length"),
+        (b"\x01" + encode_grant(founder_grant())[1:], "format"),
+        (b"\x02", "length"),
         (encode_grant(founder_grant()) + b"x", "length"),
         (encode_grant(cousin_grant()) + encode_grant(founder_grant())[1:], "length"),
         (
-            encode_grant(founder_grant())[:74] + b"\x02" + encode_grant(founder_grant())[75:],
+            encode_grant(founder_grant())[:90] + b"\x02" + encode_grant(founder_grant())[91:],
             "damaged",
         ),
     ],
@@ -261,7 +312,7 @@ def test_an_unknown_role_is_told() -> None:
         parse_grant_untrusted(bytes(data))
 
 
-@given(st.binary(max_size=600) | st.binary(min_size=171, max_size=171).map(lambda b: b"\x01" + b))
+@given(st.binary(max_size=600) | st.binary(min_size=187, max_size=187).map(lambda b: b"\x02" + b))
 def test_no_bytes_upset_the_parser(data: bytes) -> None:
     try:
         grant = parse_grant_untrusted(data)
@@ -270,10 +321,10 @@ def test_no_bytes_upset_the_parser(data: bytes) -> None:
     assert encode_grant(grant) == data
 
 
-@given(st.integers(min_value=0, max_value=8 * 513 - 1))
+@given(st.integers(min_value=0, max_value=8 * 561 - 1))
 def test_any_flipped_bit_spoils_a_grant(bit: int) -> None:
     data = bytearray(encode_grant(cousin_grant()))
-    assert len(data) == 514
+    assert len(data) == 562
     data[1 + bit // 8] ^= 1 << bit % 8
     with pytest.raises(GrantError):
         verify_grant(parse_grant_untrusted(bytes(data)), mesh=MESH, peer=COUSIN.peer, now=NOW)

@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 
 from discovery.grants import Role
 from discovery.invites import (
+    LISTED_AFTER_END_S,
     BadInviteState,
     InviteBook,
     InviteExpired,
     InviteUsedUp,
+    InviteWithdrawn,
+    JoinerRemoved,
     UnknownInvite,
     WrongSecret,
 )
@@ -21,12 +24,22 @@ from tunnels.peer import PeerId
 ID = b"invite-1"
 SECRET = Secret(b"sixteen bytes ok")
 ANN, BEN, CAT = (PeerId(bytes([n]) * 32) for n in (1, 2, 3))
+MESH = bytes(range(32))
 NOW = 1000.0
+MADE = 900
 
 
 def book(uses: int = 2, expires_at: int = 2000) -> InviteBook:
     book = InviteBook()
-    book.create(ID, SECRET, role=Role.WORKER, expires_at=expires_at, uses=uses)
+    book.create(
+        ID,
+        SECRET,
+        mesh=MESH,
+        role=Role.WORKER,
+        created_at=MADE,
+        expires_at=expires_at,
+        uses=uses,
+    )
     return book
 
 
@@ -74,19 +87,54 @@ def test_a_refused_try_burns_nothing() -> None:
     assert invites.redeem(ID, SECRET, ANN, NOW).uses_left == 0
 
 
-def test_expired_invites_are_forgotten() -> None:
+def test_an_expired_invite_is_listed_for_a_while_and_then_forgotten() -> None:
     invites = book()
-    assert invites.forget_expired(1999.0) == 0
-    assert invites.forget_expired(2000.0) == 1
+    assert invites.forget_old(1999.0 + LISTED_AFTER_END_S) == 0
+    with pytest.raises(InviteExpired):
+        invites.redeem(ID, SECRET, ANN, 2000.0)
+    assert invites.forget_old(2000.0 + LISTED_AFTER_END_S) == 1
     with pytest.raises(UnknownInvite):
         invites.redeem(ID, SECRET, ANN, NOW)
+
+
+def test_a_withdrawn_invite_lets_nobody_in_also_after_a_restart() -> None:
+    invites = book()
+    invites.redeem(ID, SECRET, ANN, NOW)
+    assert invites.withdraw(ID)
+    assert not invites.withdraw(ID)
+    assert not invites.withdraw(b"another!")
+    for joiner in (ANN, BEN):
+        with pytest.raises(InviteWithdrawn, match="withdrawn"):
+            reread(invites).redeem(ID, SECRET, joiner, NOW)
+
+
+def test_who_was_put_out_needs_an_invite_made_after_that() -> None:
+    invites = book()
+    with pytest.raises(JoinerRemoved, match="after the invite was made"):
+        invites.redeem(ID, SECRET, ANN, NOW, removed_at=MADE)
+    assert invites.redeem(ID, SECRET, ANN, NOW, removed_at=MADE - 1).mesh == MESH
+
+
+def test_the_book_can_be_read_through() -> None:
+    invites = book()
+    assert [invite.id for invite in invites.invites()] == [ID]
+    assert invites.get(ID) == invites.invites()[0]
+    assert invites.get(b"another!") is None
 
 
 def test_an_invite_is_entered_once_and_in_range() -> None:
     invites = book()
     for id, uses in ((ID, 1), (b"short", 1), (b"invite-2", 0), (b"invite-2", 65536)):
         with pytest.raises(ValueError):
-            invites.create(id, SECRET, role=Role.PEER, expires_at=2000, uses=uses)
+            invites.create(
+                id,
+                SECRET,
+                mesh=MESH,
+                role=Role.PEER,
+                created_at=MADE,
+                expires_at=2000,
+                uses=uses,
+            )
 
 
 def test_neither_state_nor_repr_hold_the_secret() -> None:
@@ -109,10 +157,13 @@ def state(**changes: object) -> dict[str, object]:
         [],
         {},
         {"format": 9, "invites": []},
-        {"format": 1},
-        {"format": 1, "invites": 3},
-        {"format": 1, "invites": [3]},
-        {"format": 1, "invites": ["text"]},
+        {"format": 2},
+        {"format": 2, "invites": 3},
+        {"format": 1, "invites": []},
+        state(mesh="00"),
+        state(created_at="now"),
+        {"format": 2, "invites": [3]},
+        {"format": 2, "invites": ["text"]},
         state(id="zz"),
         state(id="00"),
         state(secret_hash="00"),
@@ -136,12 +187,12 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
 )
-FIELDS = st.sampled_from(["id", "secret_hash", "role", "expires_at", "uses", "redeemed_by"])
+FIELDS = st.sampled_from(["id", "secret_hash", "mesh", "role", "expires_at", "uses", "redeemed_by"])
 
 
 @given(JSON, st.dictionaries(FIELDS, JSON))
 def test_no_state_upsets_the_reader(anything: object, changes: dict[str, object]) -> None:
-    for saved in (anything, {"format": 1, "invites": anything}, state(**changes)):
+    for saved in (anything, {"format": 2, "invites": anything}, state(**changes)):
         try:
             InviteBook.from_state_untrusted(saved)
         except BadInviteState:

@@ -79,6 +79,14 @@ def test_a_silent_member_is_dropped_in_the_end() -> None:
     assert roster.get(ANN) is None
 
 
+def test_who_is_no_member_any_more_is_forgotten_at_once() -> None:
+    roster = Roster()
+    roster.merge(Member(ANN, "ann"))
+    roster.forget(ANN)
+    roster.forget(ANN)
+    assert roster.members() == ()
+
+
 def test_a_roster_survives_a_restart() -> None:
     roster = Roster()
     roster.merge(Member(ANN, "ann", HOME, b"\0\xff", seq=3, last_seen=1.5))

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import trio
@@ -16,96 +11,15 @@ import trio.testing
 
 from discovery.grants import Role, issue_root, parse_grant_untrusted
 from discovery.roster import MEMBER_LIFETIME_S
-from discovery.token import Token
 from meshnode import connections, membership
-from meshnode.connections import Connections
 from meshnode.errors import AccessError
-from meshnode.events import Event, Kind
 from meshnode.membership import Membership
 from meshnode.messages import MessageStream
 from meshnode.state import Home
-from tests.lab.datagrams import FakeHost, World
-from tunnels import Endpoint, Identity, PeerId, Session, Stream, StreamReset
+from tests.lab.parties import Party, Sent, parties, recorded_messages
+from tunnels import Endpoint, Identity, Stream, StreamReset
 
 Clock = trio.testing.MockClock
-
-
-@dataclass
-class Party:
-    """A node reduced to membership, on a host of the world."""
-
-    name: str
-    home: Home
-    endpoint: Endpoint
-    membership: Membership
-    connections: Connections
-    nursery: trio.Nursery
-    events: list[Event] = field(default_factory=list)
-
-    @property
-    def peer(self) -> PeerId:
-        return self.endpoint.peer
-
-    def invite(self, role: Role = Role.PEER) -> Token:
-        places = self.endpoint.candidates()
-        return self.membership.invite(places, role=role, lifetime_s=3600, uses=9)
-
-    def run_connections(self) -> None:
-        self.nursery.start_soon(self.connections.run, ())
-
-    def tells(self) -> list[tuple[object, object]]:
-        """Who came and went, as its user was told."""
-        peers = [event.data for event in self.events if event.kind is Kind.PEER]
-        return [(data["name"], data["up"]) for data in peers]
-
-    def knows(self, other: Party) -> bool:
-        return self.membership.is_introduced(other.peer)
-
-    def session(self, other: Party) -> Session:
-        session = self.endpoint.session(other.peer)
-        assert session is not None
-        return session
-
-    async def dial(self, other: Party) -> Session:
-        return await self.endpoint.connect(other.peer, other.endpoint.candidates())
-
-    async def introduce_to(self, other: Party) -> None:
-        places = self.endpoint.candidates()
-        await self.membership.introduce(self.session(other), places)
-
-
-@asynccontextmanager
-async def party(folder: Path, host: FakeHost, name: str) -> AsyncIterator[Party]:
-    with Home(folder / name) as home:
-        identity = Identity.load_or_create(home.folder / "node.key")
-        members = Membership(home, identity, name)
-        endpoint = Endpoint(identity, authorize=members.authorize, network=host)
-
-        async def hello(stream: Stream) -> None:
-            await members.serve_hello(stream, endpoint.candidates())
-
-        endpoint.serve("join", members.serve_join)
-        endpoint.serve("hello", hello)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(endpoint.run, None, 4433)
-            events: list[Event] = []
-            kept = Connections(endpoint, members, events.append)
-            yield Party(name, home, endpoint, members, kept, nursery, events)
-            nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def parties(folder: Path, *names: str) -> AsyncIterator[list[Party]]:
-    with trio.fail_after(1000):
-        async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
-            world = World()
-            nursery.start_soon(world.run)
-            yield [
-                await stack.enter_async_context(party(folder, world.host(f"11.0.0.{n + 1}"), name))
-                for n, name in enumerate(names)
-            ]
-            await stack.aclose()
-            nursery.cancel_scope.cancel()
 
 
 async def test_an_introduction_that_fails_on_a_living_session_is_tried_again(
@@ -122,7 +36,7 @@ async def test_an_introduction_that_fails_on_a_living_session_is_tried_again(
                 dropped.append(stream)
                 stream.reset("lost on the way")
             else:
-                await bob.membership.serve_hello(stream, bob.endpoint.candidates())
+                await bob.connections.introductions.serve(stream, bob.endpoint.candidates())
 
         bob.endpoint.serve("hello", hello)
         alice.run_connections()
@@ -142,7 +56,7 @@ async def test_a_peer_that_hangs_up_at_once_is_dialled_ever_less_often(
         calls: list[float] = []
 
         async def hello(stream: Stream) -> None:
-            await bob.membership.serve_hello(stream, bob.endpoint.candidates())
+            await bob.connections.introductions.serve(stream, bob.endpoint.candidates())
             calls.append(trio.current_time())
             bob.session(alice).end("not now")
 
@@ -205,19 +119,11 @@ async def test_nonsense_from_a_stranger_leaves_one_line_in_the_log(
         assert "Traceback" not in caplog.text
 
 
-def recorded_hellos(bob: Party) -> list[set[bytes]]:
-    """The meshes whose grants each hello to bob shows, from now on."""
-    shown: list[set[bytes]] = []
-    accept = bob.membership._accept_hello
-
-    def record(
-        peer: PeerId, session: Session | None, message: Mapping[str, Any]
-    ) -> frozenset[bytes]:
-        shown.append({parse_grant_untrusted(data).mesh for data in message["grants"]})
-        return accept(peer, session, message)
-
-    bob.membership._accept_hello = record  # type: ignore[method-assign]
-    return shown
+def meshes_shown(sent: list[Sent], to: Party) -> set[bytes]:
+    """The meshes whose grants were shown to this node."""
+    hellos = [one.message for one in sent if one.to == to.peer and one.service == "hello"]
+    grants = [data for hello in hellos for data in hello.get("grants", ())]
+    return {parse_grant_untrusted(data).mesh for data in grants}
 
 
 async def test_only_grants_of_shared_meshes_are_shown(
@@ -226,23 +132,22 @@ async def test_only_grants_of_shared_meshes_are_shown(
     async with parties(tmp_path, "alice", "bob") as (alice, bob):
         for _ in range(20):
             root = Identity.generate()
-            alice.membership._grants[root.peer.key] = issue_root(
+            alice.membership.ledger._grants[root.peer.key] = issue_root(
                 root.sign,
                 mesh=root.peer.key,
                 peer=alice.peer,
                 role=Role.PEER,
-                expires_at=2**40,
+                issued_at=int(time.time()),
                 may_invite=False,
             )
-        hellos = recorded_hellos(bob)
-        await alice.connections.join(bob.invite())
-        assert hellos == [{bob.membership.own_mesh}]
+        with recorded_messages() as sent:
+            await alice.connections.join(bob.invite())
+        assert meshes_shown(sent, bob) == {bob.mesh}
     async with parties(tmp_path, "alice", "bob") as (alice, bob):  # what was proven is kept
-        hellos = recorded_hellos(bob)
-        await alice.dial(bob)
-        await alice.introduce_to(bob)
-        await trio.sleep(1)
-        assert hellos == [{bob.membership.own_mesh}]
+        with recorded_messages() as sent:
+            await alice.meet(bob)
+            await trio.sleep(1)
+        assert meshes_shown(sent, bob) == {bob.mesh}
         assert bob.knows(alice)
 
 
@@ -290,8 +195,8 @@ async def test_a_peer_that_restarted_must_introduce_itself_again(
         assert not bob.knows(alice)
         assert not bob.membership.roles(alice.peer)
         assert not bob.membership.authorize(alice.peer, "control")
-        await alice.membership.introduce(
-            restarted.sessions()[0], restarted.candidates(), (bob.membership.own_mesh,)
+        await alice.connections.introductions.introduce(
+            restarted.sessions()[0], restarted.candidates(), (bob.mesh,)
         )
         await trio.sleep(1)
         assert bob.membership.authorize(alice.peer, "control")
@@ -307,7 +212,7 @@ async def test_hearing_the_same_again_writes_nothing(
         monkeypatch.setattr(Home, "save_json", lambda _home, name, _doc: written.append(name))
         await alice.introduce_to(bob)
         assert written == []
-        await alice.membership.redeem_token(alice.session(bob), token)  # burned already
+        await alice.connections.joining.redeem(alice.session(bob), token)  # burned already
         assert written == ["membership.json"], "alice's new grant, and nothing of bob's"
 
 
@@ -324,19 +229,19 @@ async def test_a_peers_words_cannot_drive_our_terminal(
 
 
 async def test_members_unheard_of_are_dropped_and_those_here_are_not(
-    tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, autojump_clock: Clock
 ) -> None:
     async with parties(tmp_path, "bob", "alice", "gone", "new") as (bob, alice, gone, new):
-        now_s = time.time()
         await alice.connections.join(bob.invite())
         await gone.connections.join(bob.invite())
         gone.session(bob).end("for good")
         await trio.sleep(1)
-        later = SimpleNamespace(time=lambda: now_s + MEMBER_LIFETIME_S + 1000)
-        monkeypatch.setattr(membership, "time", later)
-        monkeypatch.setattr(connections, "time", later)
+        for one in (bob, new):
+            one.wall.ahead_s = MEMBER_LIFETIME_S + 1000
         await new.connections.join(bob.invite())
         assert {member.name for member in bob.membership.members()} == {"alice", "new"}
     with Home(tmp_path / "alice") as home:
         identity = Identity.load_or_create(home.folder / "node.key")
-        assert Membership(home, identity, "alice").members() == (), "at the next start, too"
+        later_s = time.time() + MEMBER_LIFETIME_S + 1000
+        members = Membership(home, identity, "alice", lambda: later_s).members()
+        assert members == (), "at the next start, too"

@@ -59,7 +59,7 @@ def test_another_shape_is_refused(changes: dict[str, Any]) -> None:
 def test_grants_are_read_and_bad_ones_refused() -> None:
     root = Identity.generate()
     grant = issue_root(
-        root.sign, mesh=root.peer.key, peer=ANN, role=Role.PEER, expires_at=9, may_invite=False
+        root.sign, mesh=root.peer.key, peer=ANN, role=Role.PEER, issued_at=9, may_invite=False
     )
     row = encode_grant(grant)
     assert parse_grants_untrusted({"grants": [row]}) == [grant]

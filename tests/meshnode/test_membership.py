@@ -34,7 +34,7 @@ class Party:
     events: list[Event]
 
     def invite(self, *, uses: int = 8, lifetime_s: int = 3600, role: Role = Role.PEER) -> Token:
-        return self.membership.invite(
+        return self.connections.joining.invite(
             self.endpoint.candidates(), role=role, lifetime_s=lifetime_s, uses=uses
         )
 
@@ -47,20 +47,16 @@ async def party(folder: Path, name: str, port: int = 0) -> AsyncIterator[Party]:
         endpoint = Endpoint(identity, authorize=membership.authorize)
         events: list[Event] = []
 
-        async def hello(stream: Stream) -> None:
-            await membership.serve_hello(stream, endpoint.candidates())
-
         async def echo(stream: Stream) -> None:
             async for chunk in stream:
                 await stream.send_all(chunk)
             await stream.send_eof()
 
-        endpoint.serve("join", membership.serve_join)
-        endpoint.serve("hello", hello)
         endpoint.serve("control", echo)
+        connections = Connections(endpoint, membership, events.append)
+        connections.offer_services()
         async with trio.open_nursery() as nursery:
             await nursery.start(endpoint.run, LOOPBACK, port)
-            connections = Connections(endpoint, membership, events.append)
             yield Party(home, endpoint, membership, connections, events)
             nursery.cancel_scope.cancel()
 
@@ -192,7 +188,7 @@ async def test_two_meshes_are_kept_apart(tmp_path: Path) -> None:
         await both.connections.join(two.invite())
         session = await one.endpoint.connect(two.endpoint.peer, two.endpoint.candidates())
         with pytest.raises(AccessError, match="no mesh"):
-            await one.membership.introduce(session, one.endpoint.candidates())
+            await one.connections.introductions.introduce(session, one.endpoint.candidates())
         with pytest.raises(StreamRefused):
             await ask_echo(one, two)
 
@@ -213,10 +209,10 @@ async def test_a_damaged_membership_file_is_named_and_kept(tmp_path: Path) -> No
     async with party(tmp_path, "node"):
         pass
     path = tmp_path / "node" / "membership.json"
-    path.write_text('{"grants": ["00"], "roster": {}}')
+    path.write_text('{"format": 2, "grants": ["00"], "roster": {}}')
     with Home(tmp_path / "node") as home, pytest.raises(HomeError, match=r"membership\.json"):
         Membership(home, Identity.load_or_create(home.folder / "node.key"), "node")
-    assert path.read_text().startswith('{"grants": ["00"]')
+    assert path.read_text().startswith('{"format": 2, "grants": ["00"]')
 
 
 async def test_a_use_is_burned_on_disk_even_when_the_first_try_could_not_be_written(

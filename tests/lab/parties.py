@@ -1,0 +1,174 @@
+"""Nodes reduced to membership, in a world made of memory with a clock of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import cbor2
+import trio
+
+from discovery.grants import Role
+from discovery.token import Token
+from meshnode.administration import Administration
+from meshnode.connections import Connections
+from meshnode.events import Event, Kind
+from meshnode.ledger import Ledger
+from meshnode.membership import Membership
+from meshnode.messages import MessageStream
+from meshnode.state import Home
+from tests.lab.datagrams import FakeHost, World
+from tunnels import Endpoint, Identity, PeerId, Session, Stream
+
+START_S = time.time()
+PORT = 4433
+
+
+class Wall:
+    """The clock on a node's wall: it goes with trio's and may be set."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return START_S + trio.current_time() + self.ahead_s
+
+
+@dataclass
+class Party:
+    """A node reduced to membership, on a host of the world."""
+
+    name: str
+    home: Home
+    endpoint: Endpoint
+    membership: Membership
+    connections: Connections
+    nursery: trio.Nursery
+    wall: Wall
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def peer(self) -> PeerId:
+        return self.endpoint.peer
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.membership.ledger
+
+    @property
+    def mesh(self) -> bytes:
+        """The one it founded."""
+        return self.ledger.own_mesh
+
+    @property
+    def desk(self) -> Administration:
+        return Administration(self.membership, self.connections.joining, self.endpoint.candidates)
+
+    def invite(self, role: Role = Role.PEER, mesh: bytes | None = None) -> Token:
+        places = self.endpoint.candidates()
+        return self.connections.joining.invite(
+            places, role=role, lifetime_s=3600, uses=9, mesh=mesh
+        )
+
+    def run_connections(self) -> None:
+        self.nursery.start_soon(self.connections.run, ())
+
+    def tells(self) -> list[tuple[object, object]]:
+        """Who came and went, as its user was told."""
+        peers = [event.data for event in self.events if event.kind is Kind.PEER]
+        return [(data["name"], data["up"]) for data in peers if "removed" not in data]
+
+    def warnings(self) -> str:
+        return "\n".join(event.text for event in self.events if event.kind is Kind.WARNING)
+
+    def knows(self, other: Party) -> bool:
+        return self.membership.is_introduced(other.peer)
+
+    def lets_in(self, other: Party, service: str = "control") -> bool:
+        return self.membership.authorize(other.peer, service)
+
+    def session(self, other: Party) -> Session:
+        session = self.endpoint.session(other.peer)
+        assert session is not None
+        return session
+
+    async def dial(self, other: Party) -> Session:
+        return await self.endpoint.connect(other.peer, other.endpoint.candidates())
+
+    async def introduce_to(self, other: Party) -> None:
+        places = self.endpoint.candidates()
+        await self.connections.introductions.introduce(self.session(other), places)
+
+    async def meet(self, other: Party) -> None:
+        await self.dial(other)
+        await self.introduce_to(other)
+
+
+@asynccontextmanager
+async def party(folder: Path, host: FakeHost, name: str) -> AsyncIterator[Party]:
+    """A node on the home `folder/name` while the block lasts."""
+    with Home(folder / name) as home:
+        identity = Identity.load_or_create(home.folder / "node.key")
+        wall = Wall()
+        members = Membership(home, identity, name, wall)
+        endpoint = Endpoint(identity, authorize=members.authorize, network=host)
+        events: list[Event] = []
+        kept = Connections(endpoint, members, events.append)
+        kept.offer_services()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(endpoint.run, None, PORT)
+            yield Party(name, home, endpoint, members, kept, nursery, wall, events)
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def world_of_parties() -> AsyncIterator[World]:
+    """A world that ends, so that a test that waits in vain does too."""
+    with trio.fail_after(1000):
+        async with trio.open_nursery() as nursery:
+            world = World()
+            nursery.start_soon(world.run)
+            yield world
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def parties(folder: Path, *names: str) -> AsyncIterator[list[Party]]:
+    async with world_of_parties() as world, AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(party(folder, world.host(f"11.0.0.{n + 1}"), name))
+            for n, name in enumerate(names)
+        ]
+
+
+@dataclass
+class Sent:
+    """One message between nodes."""
+
+    to: PeerId
+    service: str
+    message: dict[str, Any]
+
+    def mentions(self, key: bytes) -> bool:
+        return key in cbor2.dumps(self.message)
+
+
+@contextmanager
+def recorded_messages() -> Iterator[list[Sent]]:
+    """Every message that any node of this process sends while the block lasts."""
+    sent: list[Sent] = []
+    send = MessageStream.send
+
+    async def record(messages: MessageStream, message: dict[str, Any]) -> None:
+        stream = messages._stream
+        assert isinstance(stream, Stream)
+        sent.append(Sent(stream.peer, stream.service, dict(message)))
+        await send(messages, message)
+
+    with patch.object(MessageStream, "send", record):
+        yield sent
