@@ -14,7 +14,7 @@ import secrets
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import NameOID
@@ -50,7 +50,7 @@ class Identity:
             raise IdentityError(f"cannot read the node key {path}: {error.strerror}") from error
         try:
             key = serialization.load_pem_private_key(pem, password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except Exception as error:  # odd keys raise many kinds, of OpenSSL's too
             raise IdentityError(_damaged(path)) from error
         if not isinstance(key, Ed25519PrivateKey):
             raise IdentityError(_damaged(path))
