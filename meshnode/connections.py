@@ -18,6 +18,7 @@ from meshnode.membership import Membership
 from meshnode.removal import Removal
 from meshnode.renewal import Renewal
 from tunnels import Endpoint, PeerId, Session, SessionDown, SessionUp, Stream, TunnelError
+from tunnels.gate import ASK, TALK
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +52,10 @@ class Connections:
         async def hello(stream: Stream) -> None:
             await self.introductions.serve(stream, self._endpoint.candidates())
 
-        self._endpoint.serve("join", self.joining.serve)
-        self._endpoint.serve("hello", hello)
-        self._endpoint.serve("revocations", self.removal.serve)
-        self._endpoint.serve("renew", self.renewal.serve)
+        self._endpoint.serve("join", self.joining.serve, TALK)
+        self._endpoint.serve("hello", hello, TALK)
+        self._endpoint.serve("revocations", self.removal.serve, ASK)
+        self._endpoint.serve("renew", self.renewal.serve, TALK)
 
     def introduced(self) -> list[Session]:
         """Live sessions whose peer has shown a grant of a mesh of ours."""
@@ -159,6 +160,7 @@ class Connections:
         session = self._endpoint.session(peer)
         if session is None:
             return  # over already
+        session.welcome()
         name, stats = self._membership.member_name(peer), session.stats
         text = f"connected to {name} ({peer.short}) over {stats.link_kind} at {stats.remote}"
         self._emit(Event(Kind.PEER, text, {"peer": str(peer), "name": name, "up": True}))

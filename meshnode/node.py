@@ -41,6 +41,7 @@ from meshnode.pipeline.inventory import Inventory
 from meshnode.pipeline.lease import LeaseDesk
 from meshnode.state import Home
 from tunnels import AddressPolicy, Endpoint, ListenFailed, Session
+from tunnels.gate import ASK
 
 _PORT_DOCUMENT = "port.json"
 
@@ -149,7 +150,7 @@ class Node:
         endpoint = self._endpoint
         self._connections.offer_services()
         if self._desk:
-            endpoint.serve("control", self._desk.serve_control)
+            endpoint.serve("control", self._desk.serve_control, ASK)
             endpoint.serve("rpc/", self._desk.serve_rpc)
         if self._orchestrator:
             self._orchestrator.standing.node_status = self.status

@@ -26,6 +26,10 @@ class ServiceLimits:
 TALK = ServiceLimits(
     peer_streams=2, streams=64, peer_rate=Rate(0.5, burst=8), rate=Rate(16, burst=64)
 )
+# What a peer asks for now and then, and what may then last: facts, leases, files.
+ASK = ServiceLimits(
+    peer_streams=16, streams=256, peer_rate=Rate(2, burst=32), rate=Rate(50, burst=256)
+)
 # Everything else: a backstop far above what a program does.
 WORK = ServiceLimits(
     peer_streams=100, streams=2000, peer_rate=Rate(100, burst=512), rate=Rate(1000, burst=4000)

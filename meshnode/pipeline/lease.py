@@ -6,8 +6,10 @@ death, it ends, and the rpc-server's memory is given back.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,11 @@ import trio
 from meshnode.config import LendConfig, human_bytes
 from meshnode.crash_points import reached
 from meshnode.engine.cache import Engine
+from meshnode.engine.children import Child
 from meshnode.engine.devices import Device
 from meshnode.engine.rpc_server import open_rpc_server
 from meshnode.engine.sandbox.check import UNCONFINED, Sandbox
-from meshnode.errors import BadMessage, MeshError, ResourceError, UsageError
+from meshnode.errors import BadMessage, MeshError, NetworkError, ResourceError, UsageError
 from meshnode.events import Emit, Event, Kind
 from meshnode.messages import MANIFEST_MESSAGE_BYTES, MessageStream
 from meshnode.models.manifest import offered_files
@@ -40,11 +43,17 @@ from meshnode.pipeline.protocol import (
     parse_lease_request_untrusted,
     printable,
 )
+from meshnode.pipeline.usage import LeaseUse
 from meshnode.state import write_durably
 from tunnels import PeerId, Stream
 from tunnels.forward import connect_and_splice
 
 LEASE_ID_BYTES = 8
+REQUEST_TIMEOUT_S = 30.0  # to say what is wanted: 16 MiB at most
+MAX_UNHEARD = 2  # requests of one peer that are still arriving: memory for each
+MAX_LEASES_OF_ONE = 8
+
+log = logging.getLogger(__name__)
 RPC_SOCKET = "rpc.sock"
 
 
@@ -88,6 +97,8 @@ class LeaseDesk:
         self.sandbox = sandbox
         self._leases: dict[str, Lease] = {}
         self._server_pids: set[int] = set()
+        self._unheard: Counter[PeerId] = Counter()
+        self._use = LeaseUse()
 
     @property
     def leases(self) -> tuple[Lease, ...]:
@@ -139,22 +150,44 @@ class LeaseDesk:
 
     async def serve_control(self, stream: Stream) -> None:
         messages = MessageStream(stream)
-        request = await messages.receive_untrusted(MANIFEST_MESSAGE_BYTES)
-        await self._inventory.refresh()
-        if request.get("op") == "facts":
-            await messages.send(self.facts().to_message())
-            await stream.send_eof()
-        elif request.get("op") == "lease":
-            await self._serve_lease(stream, messages, request)
-        else:
-            raise BadMessage("the peer asks for an operation this version does not know")
+        try:
+            request = await self._hear_request(stream.peer, messages)
+            if request.get("op") == "facts":
+                with trio.fail_after(REQUEST_TIMEOUT_S):
+                    await self._inventory.refresh()
+                    await messages.send(self.facts().to_message())
+                    await stream.send_eof()
+            elif request.get("op") == "lease":
+                await self._inventory.refresh()
+                await self._serve_lease(stream, messages, request)
+            else:
+                raise BadMessage("the peer asks for an operation this version does not know")
+        except NetworkError as error:
+            log.info("a request of %s failed: %s", stream.peer.short, error)
+            stream.reset(str(error))
+        except trio.TooSlowError:
+            stream.reset(f"the conversation stood still for {REQUEST_TIMEOUT_S:.0f} s")
+
+    async def _hear_request(self, peer: PeerId, messages: MessageStream) -> Mapping[str, Any]:
+        """The first message, which may be large: hence few at a time of one peer."""
+        if self._unheard[peer] >= MAX_UNHEARD:
+            raise BadMessage("the peer begins many requests and finishes none")
+        self._unheard[peer] += 1
+        try:
+            with trio.fail_after(REQUEST_TIMEOUT_S):
+                return await messages.receive_untrusted(MANIFEST_MESSAGE_BYTES)
+        finally:
+            self._unheard[peer] -= 1
+            if not self._unheard[peer]:
+                del self._unheard[peer]
 
     async def serve_rpc(self, stream: Stream) -> None:
         lease = self._leases.get(stream.service.removeprefix(RPC_SERVICE))
         if lease is None or lease.owner != stream.peer:
             stream.reset("no such lease: it has ended, or belongs to another node")
             return
-        await connect_and_splice(stream, lease.socket)
+        with self._use.stream(lease.id):
+            await connect_and_splice(stream, lease.socket)
 
     async def _serve_lease(
         self, stream: Stream, messages: MessageStream, message: Mapping[str, Any]
@@ -184,6 +217,10 @@ class LeaseDesk:
                 f"{self._name} runs engine {self._engine.key}, the orchestrator "
                 f"{request.engine_key}: install the same mesh version on both, then run "
                 "`mesh engine build` on each"
+            )
+        if sum(lease.owner == owner for lease in self.leases) >= MAX_LEASES_OF_ONE:
+            raise ResourceError(
+                f"{self._name} lends to this node {MAX_LEASES_OF_ONE} times already: end one first"
             )
         usable_bytes = self.usable_bytes()
         if request.memory_bytes > usable_bytes:
@@ -245,13 +282,28 @@ class LeaseDesk:
                 try:
                     await messages.send(_granted(lease.id, match).to_message())
                     self._tell(lease, f"lent {human_bytes(lease.memory_bytes)} for {lease.model}")
-                    await child.wait()
+                    reason = await self._until_over(lease, child)
                 finally:
                     self._server_pids.remove(child.pid)
-                reason = f"the rpc-server on {self._name} ended; its log is there"
                 await messages.send({"event": "ended", "reason": reason})
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    async def _until_over(self, lease: Lease, child: Child) -> str:
+        """Until the rpc-server ends or nobody has used it for long; returns which, in words."""
+        reason = f"the rpc-server on {self._name} ended; its log is there"
+        async with trio.open_nursery() as nursery:
+
+            async def until_unused() -> None:
+                nonlocal reason
+                await self._use.until_unused(lease.id)
+                reason = f"nothing used the lease on {self._name} for long: ask for a new one"
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until_unused)
+            await child.wait()
+            nursery.cancel_scope.cancel()
+        return reason
 
     def _tell(self, lease: Lease, text: str) -> None:
         data = {"lease": lease.id, "owner": str(lease.owner), "memory_bytes": lease.memory_bytes}
@@ -259,9 +311,10 @@ class LeaseDesk:
 
 
 async def _cancel_when_closed(messages: MessageStream, scope: trio.CancelScope) -> None:
-    """A lost stream raises instead, which ends the lease just the same."""
-    while await messages.receive_or_end_untrusted() is not None:
-        pass
+    """A lost stream raises instead, and so does an owner that goes on talking: either ends the
+    lease just the same."""
+    if await messages.receive_or_end_untrusted() is not None:
+        raise BadMessage("the peer talks on where the rest of the stream is the lease")
     scope.cancel()
 
 
