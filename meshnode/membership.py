@@ -142,18 +142,26 @@ class Membership:
         return good
 
     def held_against(self, peer: PeerId, grants: Iterable[Grant]) -> list[Revocation]:
-        """What voids grants that would hold else: the peer itself may hear why."""
-        said = []
+        """What a peer may hear although we share no mesh: what voids grants of its own that would
+        hold else, and that we are out of a mesh that it is in."""
+        said: list[Revocation] = []
         for grant in grants:
-            if self.ledger.grant(grant.mesh) is None:
-                continue
             try:
                 self.ledger.verify(grant, peer)
             except GrantRevoked as revoked:
-                said.append(revoked.revocation)
+                if self.ledger.grant(grant.mesh) is not None:
+                    said.append(revoked.revocation)
             except GrantError:
                 continue
+            else:
+                said += self._said_of_us(grant.mesh)
         return said
+
+    def _said_of_us(self, mesh: bytes) -> list[Revocation]:
+        if self.ledger.grant(mesh) is not None:
+            return []
+        key = self.ledger.identity.peer.key
+        return [one for one in self.ledger.revocations.of_mesh(mesh) if one.subject == key]
 
     def acquaint(
         self, session: Session | None, word: Member, grants: Mapping[bytes, Grant]

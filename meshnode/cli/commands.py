@@ -15,6 +15,7 @@ from meshnode.cli.demo import demo
 from meshnode.cli.doctor import doctor
 from meshnode.cli.engine import engine_group
 from meshnode.cli.logs import log_defect, log_nowhere
+from meshnode.cli.members import invites, leave, members, remove, revoke
 from meshnode.cli.node import serve, worker
 from meshnode.cli.settings import home_option, take_invocation
 from meshnode.config import DEFAULT_INVITE_USES, parse_duration
@@ -37,10 +38,14 @@ def cli() -> None:
 @click.option("--role", type=click.Choice([role.value for role in Role]), default="peer")
 @click.option("--expires", default="24h", help="Lifetime, like 30m, 2h or 7d.")
 @click.option("--uses", type=click.IntRange(1, 1000), default=DEFAULT_INVITE_USES)
+@click.option("--mesh", help="A mesh's id, or 'own' (default: the one that has other members).")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def invite(home: Path | None, role: str, expires: str, uses: int, as_json: bool) -> None:
+def invite(
+    home: Path | None, role: str, expires: str, uses: int, mesh: str | None, as_json: bool
+) -> None:
     """Print a new invite to the running node's mesh."""
-    request = {"op": "invite", "role": role, "lifetime_s": parse_duration(expires), "uses": uses}
+    lifetime_s = parse_duration(expires)
+    request = {"op": "invite", "role": role, "lifetime_s": lifetime_s, "uses": uses, "mesh": mesh}
     answer = ask_node(home or default_home(), request)
     click.echo(json.dumps(answer) if as_json else answer["token"])
 
@@ -54,6 +59,8 @@ def status(home: Path | None, as_json: bool) -> None:
     click.echo(json.dumps(answer, indent=None if as_json else 2))
 
 
+for command in (invites, revoke, members, remove, leave):
+    cli.add_command(command)
 cli.add_command(worker)
 cli.add_command(serve)
 cli.add_command(engine_group, "engine")
