@@ -14,10 +14,11 @@ import trio
 
 from meshnode.cli.engine import build_showing_progress
 from meshnode.engine.build import BuildOptions
-from tests.bench.first_light import LAYERS, Bench, Case, run_bench, table
-from tests.engine.synthetic import make_model
+from tests.bench.first_light import LAYERS, Bench, Case, bench_model, run_bench, table
+from tests.bench.sandbox_speed import run_pairs
 
 RESULT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+PAIRS_A_ROUND = 4
 BEGIN, END = "<!-- result -->", "<!-- end of result -->"
 
 
@@ -31,19 +32,12 @@ def main(rounds: int, tokens: int, write: bool) -> None:
     stock = build_showing_progress(BuildOptions(stock=True))
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as name:
         folder = Path(name)
-        (folder / "models").mkdir()
-        model = make_model(
-            folder / "models" / "bench.gguf",
-            layers=LAYERS,
-            width=1024,
-            vocab=32000,
-            heads=16,
-            ffn=2816,
-        )
+        model = bench_model(folder)
         bench = Bench(model, engine, stock, folder, tokens, rounds)
         size_mb = model.stat().st_size / 1e6
         cases = trio.run(run_bench, bench, click.echo)
-    text = report(cases, rounds, tokens, size_mb)
+        pairs = trio.run(run_pairs, bench, PAIRS_A_ROUND * rounds, click.echo)
+    text = report(cases, rounds, tokens, size_mb) + f"\n\n{pairs.describe()}"
     click.echo("\n" + text)
     if write:
         before, _, rest = RESULT.read_text().partition(BEGIN)

@@ -22,6 +22,7 @@ from meshnode.demo.nodes import invite_token, open_node, write_token
 from meshnode.engine.cache import Engine
 from meshnode.engine.children import child_environment, open_child
 from meshnode.engine.llama_server import LlamaServerOptions, open_llama_server
+from tests.engine.synthetic import make_model
 
 LAYERS = 16
 LOCAL_LAYERS = 8
@@ -62,6 +63,15 @@ class Case:
         return statistics.median(figure(one) for one in self.rounds)
 
 
+def bench_model(folder: Path) -> Path:
+    """The model of all benchmarks, in a folder of its own."""
+    models = folder / "models"
+    models.mkdir()
+    return make_model(
+        models / "bench.gguf", layers=LAYERS, width=1024, vocab=32000, heads=16, ffn=2816
+    )
+
+
 async def run_bench(bench: Bench, say: Callable[[str], None]) -> tuple[Case, ...]:
     cases: dict[str, list[Round]] = {"alone": [], "stock RPC, TCP": [], "mesh, QUIC": []}
     async with _worker(bench) as token:
@@ -85,7 +95,7 @@ async def _alone(bench: Bench) -> Round:
     async with open_llama_server(bench.stock, options, log=bench.folder / "alone.log") as server:
         load_s = time.perf_counter() - started
         async with server.client() as client:
-            return Round(load_s, await _tokens_per_s(client, bench.tokens))
+            return Round(load_s, await tokens_per_s(client, bench.tokens))
 
 
 async def _stock(bench: Bench) -> Round:
@@ -101,7 +111,7 @@ async def _stock(bench: Bench) -> Round:
         async with open_llama_server(bench.stock, options, log=log) as server:
             load_s = time.perf_counter() - started
             async with server.client() as client:
-                return Round(load_s, await _tokens_per_s(client, bench.tokens))
+                return Round(load_s, await tokens_per_s(client, bench.tokens))
 
 
 @asynccontextmanager
@@ -133,7 +143,7 @@ async def _mesh(bench: Bench, token: Path) -> Round:
         load_s = time.perf_counter() - started
         async with httpx.AsyncClient(base_url=url, timeout=600) as client:
             loaded = await _wire_bytes(client)
-            speed = await _tokens_per_s(client, bench.tokens)
+            speed = await tokens_per_s(client, bench.tokens)
             total = await _wire_bytes(client)
         per_token = (total - loaded) / (bench.tokens + WARM_UP_TOKENS)
         return Round(load_s, speed, loaded, per_token)
@@ -147,7 +157,7 @@ async def _wire_bytes(client: httpx.AsyncClient) -> int:
     return sum(peer["bytes_in"] + peer["bytes_out"] for peer in status["peers"])
 
 
-async def _tokens_per_s(client: httpx.AsyncClient, tokens: int) -> float:
+async def tokens_per_s(client: httpx.AsyncClient, tokens: int) -> float:
     for count in (WARM_UP_TOKENS, tokens):
         response = await client.post(
             "/v1/completions",

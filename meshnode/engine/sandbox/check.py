@@ -15,7 +15,7 @@ from pathlib import Path
 from meshnode.config import SandboxMode
 from meshnode.engine.children import child_environment
 from meshnode.engine.errors import SandboxMissing
-from meshnode.engine.sandbox import landlock
+from meshnode.engine.sandbox import landlock, seatbelt
 from meshnode.engine.sandbox.launch import CALLS, FILES, NETWORK, SEATBELT
 from meshnode.engine.sandbox.policy import Policy, launcher_argv
 
@@ -119,7 +119,8 @@ def prepare_sandbox(mode: SandboxMode, hidden: Sequence[Path] = ()) -> Sandbox:
 
 def rehearse() -> tuple[tuple[Measure, ...], str]:
     """Every measure as it stands here, and why there is none. Blocks."""
-    policy = Policy(argv=(), folder=Path("/"), rights=(), rehearse=True)
+    tools = dict.fromkeys(("/usr/bin/true", "/bin/cat"), landlock.RUN)
+    policy = Policy((), Path("/"), rights=(), profile=seatbelt.profile(tools), rehearse=True)
     try:
         run = subprocess.run(
             launcher_argv(),

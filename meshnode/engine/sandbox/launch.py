@@ -143,11 +143,22 @@ class _MacOS:
 
     def __init__(self, policy: dict[str, Any]) -> None:
         self._profile: str = policy["profile"]
+        self._rehearse = bool(policy.get("rehearse"))
 
     def confine(self) -> dict[str, tuple[bool, str]]:
         if not os.access(_SANDBOX_EXEC, os.X_OK):
             return {SEATBELT: (False, "there is no sandbox-exec")}
+        if self._rehearse and not self._runs("/usr/bin/true"):
+            return {SEATBELT: (False, "sandbox-exec runs nothing with mesh's profile")}
+        if self._rehearse and self._runs("/bin/cat", "/etc/passwd"):
+            return {SEATBELT: (False, "sandbox-exec does not hold here: /etc/passwd can be read")}
         return {SEATBELT: (True, "sandbox-exec")}
+
+    def _runs(self, *command: str) -> bool:
+        argv = [_SANDBOX_EXEC, "-p", self._profile, *command]
+        silent = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2)]
+        child = os.posix_spawn(_SANDBOX_EXEC, argv, os.environ, file_actions=silent)
+        return os.waitpid(child, 0)[1] == 0
 
     def become(self, argv: list[bytes]) -> NoReturn:
         _restore_signals()

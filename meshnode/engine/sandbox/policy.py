@@ -30,6 +30,8 @@ _PLAIN_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 _LIBRARIES_TIMEOUT_S = 20
 _MAX_OPEN_FILES = 4096
 _HEAP_RESERVE_BYTES = 1 << 30
+_STACK_BYTES = 8 << 20
+_BYTES_A_THREAD = 2 * _STACK_BYTES  # its stack counts as heap; it may have as many threads as cores
 _PACKAGES = Path(__file__).parents[3]
 
 
@@ -105,11 +107,16 @@ def _limits(uses_gpu: bool, memory_limit_bytes: int | None) -> tuple[tuple[str, 
 
     Twice the lease: a tensor is in a message before it is in its buffer.
     """
-    limits = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": _MAX_OPEN_FILES}
+    limits = {
+        "RLIMIT_CORE": 0,
+        "RLIMIT_NOFILE": _MAX_OPEN_FILES,
+        "RLIMIT_STACK": _STACK_BYTES,
+    }
     if not uses_gpu:
         limits["RLIMIT_FSIZE"] = 0  # it writes no file at all; a GPU's driver may
         if memory_limit_bytes is not None:
-            limits["RLIMIT_DATA"] = 2 * memory_limit_bytes + _HEAP_RESERVE_BYTES
+            reserve_bytes = _HEAP_RESERVE_BYTES + _BYTES_A_THREAD * (os.cpu_count() or 1)
+            limits["RLIMIT_DATA"] = 2 * memory_limit_bytes + reserve_bytes
     return tuple(limits.items())
 
 

@@ -127,6 +127,11 @@ def target_of(name: str) -> Callable[[Scene], str]:
     return find
 
 
+def beyond_its_limit(scene: Scene) -> str:
+    """MiB, just too many of them."""
+    return str((dict(scene.policy("hog", "").limits)["RLIMIT_DATA"] >> 20) + 16)
+
+
 DENIED, NO_FILE, ANY = ("EPERM",), ("EACCES",), ("EPERM", "EACCES")
 
 FORBIDDEN = {
@@ -168,7 +173,7 @@ FORBIDDEN = {
     "read another process's limits": ("limit-other", target_of("victim"), DENIED),
     "go around the filter by io_uring": ("io-uring", lambda _: "", DENIED),
     "gain what a setuid program would give": ("raise-privileges", lambda _: "", DENIED),
-    "take more memory than its lease": ("hog", lambda _: "1400", ("ENOMEM",)),
+    "take more memory than its lease": ("hog", beyond_its_limit, ("ENOMEM",)),
 }
 
 ALLOWED = {
