@@ -82,6 +82,10 @@ test *args: build (build "--stock")
 soak kills="100": build
     MESH_TEST_KILLS="$1" MESH_TEST_REQUIRE=engine python -m pytest -q tests/e2e/test_dying_nodes.py -k killed_orchestrators
 
+# a million hostile inputs for every parser of bytes from outside: ./just fuzz [--write] [NAME…]
+fuzz *args:
+    @nice -n 10 python -m tests.fuzz "$@"
+
 # style, types, layers, patches
 check:
     ruff check

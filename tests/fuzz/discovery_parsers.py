@@ -1,0 +1,204 @@
+"""Tokens, grants, revocations, and what `discovery` reads back from disk."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Any
+
+from discovery.grants import (
+    GrantError,
+    Role,
+    encode_grant,
+    issue,
+    issue_root,
+    parse_grant_untrusted,
+    verify_grant,
+)
+from discovery.invites import BadInviteState, InviteBook, InviteRefused
+from discovery.roster import BadRosterState, Member, Roster
+from discovery.token import (
+    PREFIX,
+    SECRET_BYTES,
+    BadToken,
+    Secret,
+    Token,
+    encode,
+    parse_untrusted,
+)
+from tests.fuzz.mutation import JsonFormat, SealedFormat
+from tests.fuzz.parser import Parser, check, text_of
+from tests.fuzz.script import Script
+from tests.fuzz.tunnels_parsers import HOSTILE, US, identity
+from tunnels.peer import Candidate, PeerId
+
+NOW = 1_800_000_000
+ROOT = identity(5)
+MESH = ROOT.peer.key
+SECRET = Secret(bytes(range(16)))
+_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+_ALPHABET = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+_TO_BECH32 = str.maketrans(_BASE32, _ALPHABET)
+
+
+# --- tokens -------------------------------------------------------------------------------------
+
+
+def token() -> Token:
+    return Token(
+        mesh=MESH,
+        inviter=US.peer,
+        id=b"invite-1",
+        secret=SECRET,
+        role=Role.PEER,
+        expires_at=NOW + 3600,
+        uses=8,
+        candidates=(
+            Candidate("quic", "192.0.2.1", 4242),
+            Candidate("quic", "2001:db8::1", 4242, "given"),
+        ),
+    )
+
+
+def token_body() -> bytes:
+    """The payload under the checksum."""
+    letters = encode(token())[len(PREFIX) :].translate(str.maketrans(_ALPHABET, _BASE32))
+    padded = letters.upper() + "=" * (-len(letters) % 8)
+    return base64.b32decode(padded)[:-4]
+
+
+def seal_token(body: bytes) -> bytes:
+    """The right length and checksum over a wrong body, spelled as a token is."""
+    payload = body + binascii.crc32(body).to_bytes(4, "little")
+    letters = base64.b32encode(payload).decode().rstrip("=").lower()
+    return (PREFIX + letters.translate(_TO_BECH32)).encode()
+
+
+def run_token(data: bytes) -> Token:
+    found = parse_untrusted(text_of(data))
+    check(parse_untrusted(encode(found)) == found, "a token reads back")
+    check(repr(found.secret.reveal())[2:-1] not in repr(found), "a token's repr hides its secret")
+    return found
+
+
+# --- grants -------------------------------------------------------------------------------------
+
+
+def grant_seeds() -> list[bytes]:
+    top = issue_root(
+        ROOT.sign, mesh=MESH, peer=US.peer, role=Role.PEER, issued_at=NOW, may_invite=True
+    )
+    second = issue(top, US.sign, peer=HOSTILE.peer, role=Role.PEER, issued_at=NOW, may_invite=True)
+    third = issue(
+        second,
+        HOSTILE.sign,
+        peer=identity(6).peer,
+        role=Role.WORKER,
+        issued_at=NOW,
+        may_invite=False,
+    )
+    return [encode_grant(one) for one in (top, second, third)]
+
+
+def run_grant(data: bytes) -> object:
+    grant = parse_grant_untrusted(data)
+    check(encode_grant(grant) == data, "a grant has one encoding")
+    verify_grant(grant, mesh=MESH, peer=grant.peer, now=NOW)
+    check(data in _HONEST_GRANTS, "no grant holds but those that were signed")
+    return grant
+
+
+_HONEST_GRANTS = frozenset(grant_seeds())
+
+
+# --- state on disk ------------------------------------------------------------------------------
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _invite_book() -> InviteBook:
+    book = InviteBook()
+    for number in range(2):
+        book.create(
+            *(bytes([number]) * 8, SECRET),
+            mesh=MESH,
+            role=Role.PEER,
+            created_at=NOW,
+            expires_at=NOW + 3600,
+            uses=2,
+        )
+    book.redeem(bytes(8), SECRET, HOSTILE.peer, NOW)
+    return book
+
+
+def run_invite_state(data: bytes) -> InviteBook:
+    book = InviteBook.from_state_untrusted(read_json(data, BadInviteState))
+    again = InviteBook.from_state_untrusted(json.loads(json.dumps(book.to_state())))
+    check(again.to_state() == book.to_state(), "saved invites read back")
+    return book
+
+
+def run_redemption(data: bytes) -> object:
+    """A joiner's request against a book of two invites."""
+    script = Script(data)
+    book = _invite_book()
+    for _ in range(1 + script.byte() % 4):
+        id, secret = script.bytes(8), Secret(script.bytes(SECRET_BYTES))
+        joiner = PeerId(script.bytes(32))
+        done = book.redeem(id, secret, joiner, NOW + script.number())
+        check(secret == SECRET and id in (bytes(8), b"\1" * 8), "only a secret redeems")
+        check(done.uses_left >= 0, "no more uses than were given")
+    return done
+
+
+def redemption_seeds() -> list[bytes]:
+    asked = SECRET.reveal() + HOSTILE.peer.key + b"\0"
+    return [b"\0" + bytes(8) + asked, b"\1" + (b"\1" * 8 + asked) * 2, b"\0" + b"\2" * 8 + asked]
+
+
+def _roster() -> Roster:
+    roster = Roster()
+    for who, name in ((US, "one"), (HOSTILE, "two")):
+        candidates = (Candidate("quic", "192.0.2.1", 4242), Candidate("quic", "fe80::1%e", 1))
+        roster.merge(Member(who.peer, name, candidates, b"payload", 7, float(NOW)))
+    return roster
+
+
+def run_roster_state(data: bytes) -> Roster:
+    roster = Roster.from_state_untrusted(read_json(data, BadRosterState))
+    again = Roster.from_state_untrusted(json.loads(json.dumps(roster.to_state(), allow_nan=False)))
+    check(again.members() == roster.members(), "saved members read back")
+    return roster
+
+
+def read_json(data: bytes, declared: type[Exception]) -> object:
+    """As `Home.load_json` reads it."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise declared("no JSON") from None
+
+
+PARSERS = (
+    Parser(
+        *("invite token", (BadToken,), lambda: [token_body()], run_token),
+        format=SealedFormat(seal_token),
+    ),
+    Parser("grant", (GrantError,), grant_seeds, run_grant),
+    Parser(
+        *("invites on disk", (BadInviteState,)),
+        lambda: [_json(_invite_book().to_state())],
+        run_invite_state,
+        format=JsonFormat(),
+    ),
+    Parser("redemption", (InviteRefused,), redemption_seeds, run_redemption),
+    Parser(
+        *("roster on disk", (BadRosterState,)),
+        lambda: [_json(_roster().to_state())],
+        run_roster_state,
+        format=JsonFormat(),
+    ),
+)

@@ -1,0 +1,26 @@
+"""Every parser of bytes from outside. A new one is a row in one of these modules."""
+
+from __future__ import annotations
+
+from tests.fuzz import (
+    discovery_parsers,
+    members_parsers,
+    meshnode_parsers,
+    quic_parsers,
+    tunnels_parsers,
+)
+from tests.fuzz.parser import Parser
+
+PARSERS: dict[str, Parser] = {
+    parser.name: parser
+    for module in (
+        *(tunnels_parsers, quic_parsers, discovery_parsers, members_parsers),
+        meshnode_parsers,
+    )
+    for parser in module.PARSERS
+}
+
+
+def folder_name(name: str) -> str:
+    """Where a parser's regressions lie below `tests/fuzz/regressions`."""
+    return "".join(letter if letter.isalnum() else "-" for letter in name.lower())
