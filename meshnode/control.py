@@ -28,6 +28,7 @@ RUNTIME_RECORD = "runtime"
 another one for who asks (ssh, sudo, cron)."""
 MAX_LINE_BYTES = 1024 * 1024
 REQUEST_TIMEOUT_S = 10.0
+MAX_ASKERS = 32  # at once; all are this node's own user, and some may be a script gone wild
 
 Handler = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
 
@@ -48,7 +49,20 @@ async def serve_control_socket(
     os.chmod(path, 0o600)
     listener.listen()
 
+    askers = trio.Semaphore(MAX_ASKERS)
+
     async def serve_one(stream: trio.SocketStream) -> None:
+        try:
+            askers.acquire_nowait()
+        except trio.WouldBlock:
+            await trio.aclose_forcefully(stream)
+            return
+        try:
+            await serve_asker(stream)
+        finally:
+            askers.release()
+
+    async def serve_asker(stream: trio.SocketStream) -> None:
         async with stream:
             with trio.move_on_after(REQUEST_TIMEOUT_S):
                 await _answer(stream, handlers)

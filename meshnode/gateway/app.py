@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from meshnode.gateway.body import BodyRoom
 from meshnode.gateway.door import Door
 from meshnode.gateway.refusal import Refusal
 from meshnode.gateway.relay import Relay, not_ready
@@ -26,7 +27,10 @@ def make_app(view: NodeView, rule: HostRule) -> ASGIApp:
         Route("/v1/health", _health(view), methods=["GET"]),
         Route("/api/v1/status", _status(view), methods=["GET"]),
     ]
-    routes += [Route(entry.path, Relay(entry, view), methods=[entry.method]) for entry in PASSED]
+    room = BodyRoom()
+    routes += [
+        Route(entry.path, Relay(entry, view, room), methods=[entry.method]) for entry in PASSED
+    ]
     routes += [Route(entry.path, _withheld(entry), methods=[entry.method]) for entry in WITHHELD]
     app = Starlette(
         routes=routes,

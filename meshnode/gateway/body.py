@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import trio
@@ -14,12 +16,48 @@ from meshnode.gateway.refusal import Refusal
 from meshnode.gateway.rules import is_json
 
 MAX_BODY_BYTES = 32 * 2**20
+MAX_BODIES_BYTES = 128 * 2**20  # of all requests under way
+BUSY_RETRY_S = 5
 BODY_TIMEOUT_S = 60.0
 _SURROGATE = re.compile(rb"\\u[dD]")
 _PARSED_AT_ONCE_BYTES = 256 * 1024
 
 
-async def read_json_body(request: Request) -> bytes:
+class BodyRoom:
+    """I bound the memory that the bodies of all requests together take."""
+
+    def __init__(self) -> None:
+        self.held_bytes = 0
+
+    @contextmanager
+    def place(self) -> Iterator[Place]:
+        """Room for one request's body, until the request is over."""
+        place = Place(self)
+        try:
+            yield place
+        finally:
+            self.held_bytes -= place.held_bytes
+
+
+class Place:
+    def __init__(self, room: BodyRoom) -> None:
+        self._room = room
+        self.held_bytes = 0
+
+    def grow(self, count: int) -> None:
+        """Raises `Refusal` when all bodies together would be too much."""
+        if self._room.held_bytes + count > MAX_BODIES_BYTES:
+            raise Refusal(
+                503,
+                "gateway_busy",
+                "too many large requests are under way: send it again in a moment",
+                {"retry-after": str(BUSY_RETRY_S)},
+            )
+        self._room.held_bytes += count
+        self.held_bytes += count
+
+
+async def read_json_body(request: Request, place: Place) -> bytes:
     """The body of a POST as it came, known to be a JSON object. Raises `Refusal`."""
     if not is_json(request.headers.get("content-type", "")):
         raise Refusal(
@@ -27,7 +65,7 @@ async def read_json_body(request: Request) -> bytes:
         )
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise Refusal(415, "not_json", "compressed bodies are not read: send plain JSON")
-    body = await read_body(request)
+    body = await read_body(request, place)
     if len(body) > _PARSED_AT_ONCE_BYTES:
         await trio.to_thread.run_sync(check_json, body)
     else:
@@ -35,7 +73,7 @@ async def read_json_body(request: Request) -> bytes:
     return body
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, place: Place) -> bytes:
     """The whole body. Raises `Refusal` for one that is too large, too slow or cut short."""
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal() or int(declared) > MAX_BODY_BYTES:
@@ -44,9 +82,10 @@ async def read_body(request: Request) -> bytes:
     try:
         with trio.fail_after(BODY_TIMEOUT_S):
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
+                if len(body) + len(chunk) > MAX_BODY_BYTES:
                     _refuse_size()
+                place.grow(len(chunk))
+                body += chunk
     except trio.TooSlowError:
         raise Refusal(
             408, "body_too_slow", f"the body did not arrive within {BODY_TIMEOUT_S:.0f} seconds"

@@ -15,6 +15,7 @@ status code                   when
 500    `internal_error`       a defect of the gateway
 501    `not_served`           llama-server could, but the model as it is served here cannot
 502    `upstream_lost`        the model's server or a worker died while it was answering
+503    `gateway_busy`         the bodies of other requests fill the memory set aside for them
 503    `not_ready`            no model is ready to answer (yet, or any more); see Retry-After
 ====== ====================== ====================================================================
 

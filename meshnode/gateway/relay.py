@@ -14,7 +14,7 @@ import trio
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
-from meshnode.gateway.body import read_body, read_json_body
+from meshnode.gateway.body import BodyRoom, read_body, read_json_body
 from meshnode.gateway.events import EventGate, Timings, find_timings
 from meshnode.gateway.refusal import Refusal
 from meshnode.gateway.routes import Passed
@@ -50,14 +50,22 @@ class Relay:
     server's own end of the answer.
     """
 
-    def __init__(self, route: Passed, view: NodeView) -> None:
+    def __init__(self, route: Passed, view: NodeView, room: BodyRoom) -> None:
         self._route = route
         self._view = view
+        self._room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         self._present_upstream()  # no use in taking a long body while nothing is ready
-        body = await (read_json_body if self._route.method == "POST" else read_body)(request)
+        read = read_json_body if self._route.method == "POST" else read_body
+        with self._room.place() as place:
+            body = await read(request, place)
+            refusal = await self._exchange(body, receive, send)
+        if refusal:
+            raise refusal
+
+    async def _exchange(self, body: bytes, receive: Receive, send: Send) -> Refusal | None:
         upstream = self._present_upstream()
         refusal: Refusal | None = None
         self._view.begin_request()
@@ -69,8 +77,7 @@ class Relay:
                 nursery.cancel_scope.cancel()
         finally:
             self._view.end_request()
-        if refusal:
-            raise refusal
+        return refusal
 
     def _present_upstream(self) -> Upstream:
         health, upstream = self._view.health(), self._view.upstream()

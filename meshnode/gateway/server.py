@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+from collections import OrderedDict
 from typing import cast
 
 import trio
@@ -13,6 +14,7 @@ from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from meshnode.config import Address
 from meshnode.errors import NetworkError
@@ -21,6 +23,7 @@ from meshnode.gateway.rules import WILDCARDS, HostRule
 from meshnode.gateway.view import NodeView
 
 BACKLOG = 128
+MAX_CONNECTIONS = 256
 IDLE_CONNECTION_S = 60
 SEND_STALL_S = 300.0
 
@@ -50,7 +53,7 @@ async def serve_gateway(
     listeners = await _listen(host, port)
     bound: int = listeners[0].socket.getsockname()[1]
     app = make_app(view, HostRule.for_bound(host))
-    server = _ConnectionServer(ASGIWrapper(cast(ASGIFramework, app)))
+    server = _ConnectionServer(app)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, server.serve, listeners)
         task_status.started(bound)
@@ -99,24 +102,35 @@ def _listen_error(where: Address, error: OSError) -> GatewayListenFailed:
 class _ConnectionServer:
     """I run hypercorn's protocol on each connection, and can end all of them at once.
 
+    Of MAX_CONNECTIONS, the one that has been without a request for longest makes room for the next;
+    when each has one under way, the next is closed. So clients that connect and say nothing, or
+    little, keep nobody out. (Whole headers are waited for IDLE_CONNECTION_S, by hypercorn.)
+
     hypercorn's own `serve` is not used for two reasons: it shields its sends from cancellation, so
     one client that stops reading would keep a node from ever stopping; and an exception from one
     connection ends them all.
     """
 
-    def __init__(self, app: ASGIWrapper) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._config = _quiet_config()
         self._context = WorkerContext(None)
-        self._open: set[_Connection] = set()
+        self._open: OrderedDict[_Connection, None] = OrderedDict()  # longest idle first
 
     async def serve(self, stream: trio.SocketStream) -> None:
+        if len(self._open) >= MAX_CONNECTIONS:
+            idle = next((one for one in self._open if not one.requests), None)
+            if idle is None:
+                await trio.aclose_forcefully(stream)
+                return
+            idle.abort()
+            del self._open[idle]
         connection = _Connection(stream)
-        self._open.add(connection)
+        self._open[connection] = None
         try:
             # TCPServer takes whatever has a SocketStream's methods and its `socket`.
             await TCPServer(
-                self._app,
+                ASGIWrapper(cast(ASGIFramework, self._counted(connection))),
                 self._config,
                 self._context,
                 ConnectionState({}),
@@ -125,8 +139,22 @@ class _ConnectionServer:
         except* Exception:
             _log.exception("a connection to the gateway ended with an unexpected error")
         finally:
-            self._open.discard(connection)
+            self._open.pop(connection, None)
             connection.abort()
+
+    def _counted(self, connection: _Connection) -> ASGIApp:
+        """The application, keeping count of the connection's requests under way."""
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            connection.requests += 1
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                connection.requests -= 1
+                if not connection.requests and connection in self._open:
+                    self._open.move_to_end(connection)
+
+        return app
 
     def abort(self) -> None:
         for connection in self._open:
@@ -138,6 +166,7 @@ class _Connection:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.socket = stream.socket
+        self.requests = 0  # under way
         self._stream = stream
 
     async def send_all(self, data: bytes) -> None:

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 from starlette.types import Message
 
+from meshnode.gateway.body import BodyRoom
 from meshnode.gateway.relay import Relay
 from meshnode.gateway.routes import PASSED
 from tests.meshnode.gateway.conftest import Gateway
@@ -203,7 +204,7 @@ async def test_a_message_on_its_way_is_never_cut_off(socket_folder: Path) -> Non
     route = next(entry for entry in PASSED if entry.path == CHAT)
     async with scripted_server(socket_folder, begin) as socket:
         node.serve_from(socket)
-        await Relay(route, node)(scope, receive, send)
+        await Relay(route, node, BodyRoom())(scope, receive, send)
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert LOST.encode() in sent[1]["body"]
 
