@@ -54,6 +54,11 @@ def program(architecture: str, pid: int, pass_word: tuple[int, int]) -> list[Ins
     number = syscalls.numbers(architecture)
     (first, second) = pass_word
     rules = [
+        # Once a message, and drivers of GPUs live by ioctl: these two are looked at first. What is
+        # allowed whatever its arguments are, the kernel (5.11 on) does not ask the filter for.
+        _only_if(number["sendto"], _argument(4, 0)),  # to no address but its peer's
+        _unless(number["ioctl"], 1, (_TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP)),
+        _unless(number["fcntl"], 1, (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX)),
         *_denied(number),
         _only_if(number["execve"], (*_argument(3, first), *_argument(4, second))),
         _only_if(number["clone"], (_low(0, _CLONE_THREAD, _CLONE_THREAD),)),
@@ -69,9 +74,6 @@ def program(architecture: str, pid: int, pass_word: tuple[int, int]) -> list[Ins
             )
             for name in ("socket", "socketpair")
         ),
-        _only_if(number["sendto"], _argument(4, 0)),  # to no address but its peer's
-        _unless(number["fcntl"], 1, (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX)),
-        _unless(number["ioctl"], 1, (_TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP)),
     ]
     return [
         (_LOAD, 0, 0, _ARCHITECTURE_OFFSET),
