@@ -86,6 +86,10 @@ soak kills="100": build
 fuzz *args:
     @nice -n 10 python -m tests.fuzz "$@"
 
+# kill -9 at every named point, on either side, N times each; --write: the figures go to docs/kills.md
+kills *args: build
+    @python -m tests.kills_table "$@"
+
 # style, types, layers, patches
 check:
     ruff check

@@ -6,9 +6,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import trio
@@ -33,6 +34,7 @@ class NodeProcess:
     def __init__(self, name: str) -> None:
         self.name = name
         self.events: list[dict[str, Any]] = []
+        self.heard_at_s: list[float] = []  # of each event, by trio's clock
         self._child: Child | None = None
         self._news = trio.Event()
 
@@ -56,6 +58,7 @@ class NodeProcess:
             return  # a sentence on standard error: it is among the last lines
         if isinstance(event, dict) and "event" in event:
             self.events.append(event)
+            self.heard_at_s.append(trio.current_time())
             self._news.set()
             self._news = trio.Event()
 
@@ -112,9 +115,11 @@ async def open_node(
     engine_options: Sequence[str] = (),
     prefix: Sequence[str] = (),
     stdin: str = "",
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[NodeProcess]:
     """Runs `mesh ARGUMENTS` while the block lasts. `prefix`: a command that runs commands, such as
-    `ip netns exec NAME`. `stdin`: all it finds on its standard input.
+    `ip netns exec NAME`. `stdin`: all it finds on its standard input. `environment`: more variables
+    than a node gets otherwise.
 
     Its invites are in its events; its log and its last lines, which errors show, are without them.
     """
@@ -125,7 +130,7 @@ async def open_node(
     passed_on = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
     async with open_child(
         argv,
-        env=child_environment(**passed_on),
+        env=child_environment(**passed_on, **environment),
         log=log_folder / f"{name}.log",
         name=name,
         on_line=node.take_line,

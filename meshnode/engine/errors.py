@@ -62,6 +62,10 @@ class SandboxMissing(EngineError):
         )
 
 
+class EngineKilled(EngineFailed):
+    """An engine process was killed from outside: by somebody, or by a system short of memory."""
+
+
 class CacheUnwritable(EngineError):
     """The folder of the engine cache belongs to somebody else, or is none."""
 

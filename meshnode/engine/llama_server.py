@@ -6,6 +6,7 @@ places layers exactly as told (`-fit off`).
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ import trio
 
 from meshnode.crash_points import reached
 from meshnode.engine.cache import Engine
-from meshnode.engine.children import Child, child_environment, open_child
-from meshnode.engine.errors import WeightsUnread
+from meshnode.engine.children import Child, child_environment, meaningful_lines, open_child
+from meshnode.engine.errors import EngineKilled, WeightsUnread
 from meshnode.engine.load_report import LoadProgress, LoadReport, ServerLoad
 from meshnode.engine.rpc_server import remove_socket
 from meshnode.errors import UsageError
@@ -185,9 +186,12 @@ class _Loading:
             raise WeightsUnread(
                 f"the load ended: {failed[0].server} could not read {failed[0].first_failure}"
             )
-        raise self._child.failure(
-            f"llama-server {self._child.describe_end()} before the model was loaded"
-        )
+        ended = f"llama-server {self._child.describe_end()} before the model was loaded"
+        if self._child.returncode == -signal.SIGKILL:
+            remedy = "if that was for want of memory, use a smaller --ctx or add a worker"
+            lines = meaningful_lines(self._child.last_lines)
+            raise EngineKilled(f"{ended}: {remedy}", lines, self._child.log)
+        raise self._child.failure(ended)
 
     def _read_report(self) -> None:
         if self._report_path is None:

@@ -15,7 +15,7 @@ from discovery.grants import LENDERS
 from meshnode.config import DEFAULT_CTX_TOKENS, Address, ServeConfig, Split
 from meshnode.connections import Connections
 from meshnode.engine.cache import Engine
-from meshnode.engine.errors import WeightsUnread
+from meshnode.engine.errors import EngineKilled, WeightsUnread
 from meshnode.engine.rpc_probe import RpcUnreachable
 from meshnode.errors import MeshError, NetworkError, ResourceError, UsageError
 from meshnode.events import Emit
@@ -38,6 +38,8 @@ from tunnels import PeerId, TunnelError
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 30.0
 SHORT_OF_MEMORY_RETRY_S = 10.0
+MAX_KILLED_LOADS = 3
+"""Of a model that was never loaded: then the system is believed to lack the memory."""
 QUIET_S = 3.0
 """Without a request, before a deployment that answers is given up for a better one."""
 MAX_SLOTS = 256
@@ -71,6 +73,7 @@ class Orchestrator:
         self._emit = emit
         self._mismatched: set[PeerId] = set()
         self._steadiness = Steadiness()
+        self._killed_loads = 0
         self._facts = shelf.find(config.model)  # raises before anything is started
         self._layers = parse_layers(config.layers) if config.layers else None
         self._ctx_tokens = config.ctx_tokens or DEFAULT_CTX_TOKENS
@@ -116,6 +119,9 @@ class Orchestrator:
         """
         if self.standing.was_ready:
             return False
+        if isinstance(error, EngineKilled):
+            self._killed_loads += 1
+            return self._killed_loads >= MAX_KILLED_LOADS
         if isinstance(error, LeaseRefused | FileChanged | WeightsUnread | TunnelError):
             return False
         if isinstance(error, ResourceError):
