@@ -169,7 +169,10 @@ class Membership:
         """From now on the peer may open here what these grants, verified, give."""
         known = self._acquaintances.get(word.peer)
         if known is not None and known.session is session:
+            is_news = known.introduced and known.grants != grants
             known.grants = dict(grants)
+            if is_news:  # another role, or a grant that ours may follow
+                self._notify()
         else:
             known = Acquaintance(word.peer, session, dict(grants))
             self._acquaintances[word.peer] = known

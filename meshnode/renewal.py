@@ -41,7 +41,8 @@ class Renewal:
         self._membership = membership
         self._ledger = membership.ledger
         self._reintroduce = reintroduce
-        self._refused_at: dict[tuple[bytes, PeerId], float] = {}
+        self._refused: dict[tuple[bytes, PeerId], tuple[Grant, float]] = {}
+        self._own_is_news = False
 
     async def run(self) -> None:
         while True:
@@ -51,7 +52,9 @@ class Renewal:
                 await changed.wait()
 
     async def _renew_all(self) -> None:
-        if self._ledger.renew_own_mesh():
+        self._own_is_news |= self._ledger.renew_own_mesh()
+        if self._own_is_news:
+            self._own_is_news = False
             await self._reintroduce(self._ledger.own_mesh)
         for mesh in self._ledger.meshes():
             if mesh == self._ledger.own_mesh:
@@ -77,17 +80,24 @@ class Renewal:
         return [session for _, session in sorted(found, key=lambda one: one[0])]
 
     def _wants(self, grant: Grant, session: Session) -> bool:
-        refused_at = self._refused_at.get((grant.mesh, session.peer))
-        if refused_at is not None and trio.current_time() - refused_at < ASK_AGAIN_S:
+        """Whether to ask this member now. Who has refused is asked again after a while, or once it
+        has a newer grant itself."""
+        theirs = self._membership.shown_by(session.peer).get(grant.mesh)
+        if theirs is None:
             return False
+        refusal = self._refused.get((grant.mesh, session.peer))
+        if refusal is not None:
+            shown_then, refused_at = refusal
+            if shown_then == theirs and trio.current_time() - refused_at < ASK_AGAIN_S:
+                return False
         if renewal_due(grant, self._ledger.now()) or self._ledger.hangs_on_revoked(grant):
             return True
-        issuers = self._membership.shown_by(session.peer).get(grant.mesh)
-        longer_s = 0 if issuers is None else issuers.expires_at - grant.expires_at
+        longer_s = theirs.expires_at - grant.expires_at
         return session.peer == grant.issuer and longer_s >= WORTH_RENEWING_S
 
     async def _ask(self, session: Session, grant: Grant) -> bool:
         """Whether a better grant is ours now, and on disk."""
+        theirs = self._membership.shown_by(session.peer)[grant.mesh]
         try:
             with trio.fail_after(HELLO_TIMEOUT_S):
                 async with await session.open("renew") as stream:
@@ -103,7 +113,7 @@ class Renewal:
                 raise BadMessage("it is a grant for something else")
         except (TunnelError, MeshError, GrantError, trio.TooSlowError) as error:
             log.info("%s does not renew our grant: %s", session.peer.short, error)
-            self._refused_at[grant.mesh, session.peer] = trio.current_time()
+            self._refused[grant.mesh, session.peer] = (theirs, trio.current_time())
             return False
         self._ledger.keep_grant(renewed)
         return True
@@ -114,6 +124,7 @@ class Renewal:
             mesh = (await messages.receive_untrusted()).get("mesh")
             if not isinstance(mesh, bytes):
                 raise BadMessage("the peer's request to renew has an unknown shape")
+            self._own_is_news |= self._ledger.renew_own_mesh()  # ours first, or theirs is cut to it
             try:
                 grant = self._membership.shown_by(stream.peer).get(mesh)
                 if grant is None:
