@@ -59,7 +59,7 @@ def main() -> NoReturn:
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         _end(POLICY_BROKEN, f"the sandbox's policy cannot be applied: {error}")
     if policy.get("rehearse"):
-        print(json.dumps(standing), flush=True)
+        _say(json.dumps(standing))
         os._exit(0)
     for name in policy.get("required", ()):
         held, reason = standing.get(name, (False, "it is unknown here"))
