@@ -146,15 +146,18 @@ class Membership:
         hold else, and that we are out of a mesh that it is in."""
         said: list[Revocation] = []
         for grant in grants:
+            is_ours = self.ledger.grant(grant.mesh) is not None
+            of_us = self._said_of_us(grant.mesh)
+            if not is_ours and not of_us:
+                continue  # a stranger's: not worth the work of a signature
             try:
                 self.ledger.verify(grant, peer)
             except GrantRevoked as revoked:
-                if self.ledger.grant(grant.mesh) is not None:
-                    said.append(revoked.revocation)
+                said += [revoked.revocation] if is_ours else []
             except GrantError:
                 continue
             else:
-                said += self._said_of_us(grant.mesh)
+                said += of_us
         return said
 
     def _said_of_us(self, mesh: bytes) -> list[Revocation]:
