@@ -61,6 +61,7 @@ class Scene:
 @pytest.fixture(scope="module", autouse=True)
 def _sandbox() -> None:
     sandbox = prepare_sandbox(SandboxMode.AUTO)
+    assert "does not hold" not in sandbox.missing, "a hole in it is no lack of the system's"
     require("sandbox", sandbox.is_full, sandbox.missing)
 
 

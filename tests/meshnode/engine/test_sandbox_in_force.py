@@ -31,6 +31,7 @@ MEMORY_BYTES = 64 << 20
 @pytest.fixture(scope="module", autouse=True)
 def _sandbox() -> None:
     sandbox = prepare_sandbox(SandboxMode.AUTO)
+    assert "does not hold" not in sandbox.missing, "a hole in it is no lack of the system's"
     require("sandbox", sandbox.is_full, sandbox.missing)
 
 
