@@ -14,6 +14,9 @@ import pytest
 
 from meshnode.engine.build import find_engine
 from meshnode.errors import MeshError
+from tests.secrets_watch import pytest_configure
+
+__all__ = ["pytest_configure"]
 
 
 def require(name: str, available: bool, reason: str) -> None:
