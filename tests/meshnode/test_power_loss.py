@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from discovery.grants import Role
+from meshnode.administration import Administration
 from meshnode.engine import build, cache
 from meshnode.engine.toolchain import Backend, Toolchain
+from meshnode.joining import Joining
 from meshnode.membership import Membership
 from meshnode.models.cache import ManifestCache
 from meshnode.models.facts import read_facts
@@ -97,17 +99,18 @@ def test_a_burned_invite_stays_burned_or_the_grant_never_left(tmp_path: Path) ->
     with watched_home(tmp_path) as (home, disk):
         inviter = Membership(home, home.identity("node.key"), "inviter")
         disk.tell("founded")
-        token = inviter.invite((), role=Role.PEER, lifetime_s=3600, uses=1)
+        joining = Joining(inviter.ledger)
+        token = joining.invite((), role=Role.PEER, lifetime_s=3600, uses=1)
         disk.tell("invited")
-        inviter._redeem(joiner, {"id": token.id, "secret": token.secret.reveal()})
+        joining._redeem(joiner, {"id": token.id, "secret": token.secret.reveal()})
         disk.tell("granted")
-        me, mesh = home.identity("node.key").peer, inviter.own_mesh
+        me, mesh = home.identity("node.key").peer, inviter.ledger.own_mesh
 
     def check(home: Home, found: Found) -> None:
         again = Membership(home, home.identity("node.key"), "inviter")  # raises where damaged
-        invites = again._book.to_state()["invites"]
+        invites = again.ledger.invites.to_state()["invites"]
         if "founded" in found.told:
-            assert (home.identity("node.key").peer, again.own_mesh) == (me, mesh)
+            assert (home.identity("node.key").peer, again.ledger.own_mesh) == (me, mesh)
             assert again.role_in(mesh) is Role.PEER
         if "invited" in found.told:
             assert [invite["id"] for invite in invites] == [token.id.hex()]
@@ -115,6 +118,24 @@ def test_a_burned_invite_stays_burned_or_the_grant_never_left(tmp_path: Path) ->
             assert invites[0]["redeemed_by"] == [str(joiner)]
 
     assert check_all(disk, tmp_path, check) > 30
+
+
+def test_a_member_told_to_be_removed_stays_removed(tmp_path: Path) -> None:
+    removed = Identity.generate().peer
+    with watched_home(tmp_path) as (home, disk):
+        founder = Membership(home, home.identity("node.key"), "founder")
+        disk.tell("founded")
+        desk = Administration(founder, Joining(founder.ledger), lambda: ())
+        desk.answer({"op": "remove", "peer": str(removed)})
+        disk.tell("removed")
+
+    def check(home: Home, found: Found) -> None:
+        ledger = Membership(home, home.identity("node.key"), "founder").ledger
+        said = ledger.revocations.of_mesh(ledger.own_mesh)
+        if "removed" in found.told:
+            assert [one.subject for one in said] == [removed.key]
+
+    assert check_all(disk, tmp_path, check) > 10
 
 
 def test_kept_digests_are_whole_or_made_anew(tmp_path: Path) -> None:
@@ -177,6 +198,7 @@ def test_a_port_number_that_was_lost_is_no_damage(tmp_path: Path) -> None:
 WRITE_BOTH = """
 import sys
 from pathlib import Path
+from meshnode.joining import Joining
 from meshnode.membership import Membership
 from meshnode.state import Home
 from discovery.grants import Role
@@ -184,7 +206,7 @@ with Home(Path(sys.argv[1])) as home:
     inviter = Membership(home, home.identity("node.key"), "inviter")
     for number in range(3):
         print(number, flush=True)
-        inviter.invite((), role=Role.PEER, lifetime_s=3600, uses=1)
+        Joining(inviter.ledger).invite((), role=Role.PEER, lifetime_s=3600, uses=1)
 """
 
 
@@ -203,6 +225,6 @@ def test_a_node_killed_while_it_writes_finds_old_or_new(
     begun = len(done.stdout.split())
     with Home(tmp_path / "home") as home:
         again = Membership(home, home.identity("node.key"), "inviter")
-        assert len(again._book.to_state()["invites"]) in (max(0, begun - 1), begun)
-        assert again.role_in(again.own_mesh) is Role.PEER
+        assert len(again.ledger.invites.to_state()["invites"]) in (max(0, begun - 1), begun)
+        assert again.role_in(again.ledger.own_mesh) is Role.PEER
         assert not list(home.folder.glob(".*"))
