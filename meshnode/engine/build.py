@@ -165,9 +165,7 @@ class _Wanted:
         return cache.engine_cache_dir() / "engines" / self.cache_key()
 
     def find(self) -> Engine | None:
-        if not (self.folder() / cache.RECORD_NAME).is_file():
-            return None
-        return load_engine(self.folder() / "bin")
+        return cache.whole_engine(self.folder())
 
     def finish(self, built: Path, origin: str) -> Engine:
         """Copy the binaries and show them to finders by one rename."""
@@ -186,6 +184,7 @@ class _Wanted:
                 source=origin,
                 compiler=self.toolchain.identity,
                 cpu=self.cpu,
+                sha256={name: cache.digest_of(scratch / "bin" / name) for name in cache.BINARIES},
             )
             cache.write_record(scratch, engine)
             shutil.rmtree(self.folder(), ignore_errors=True)  # a damaged one: we hold the lock
@@ -193,7 +192,7 @@ class _Wanted:
             scratch.rename(self.folder())
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        return engine
+        return load_engine(engine.bin_dir)
 
 
 def _copy_durably(source: Path, target: Path) -> None:

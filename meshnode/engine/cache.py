@@ -17,14 +17,18 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
 import platformdirs
 
+from meshnode.engine.errors import EngineChanged
+
+Stamp = tuple[int, int, int]  # size, mtime in ns, inode
 BINARIES = ("llama-server", "ggml-rpc-server", "llama-bench", "llama-cli")
 RECORD_NAME = "engine.json"
 
@@ -40,9 +44,24 @@ class Engine:
     source: str
     compiler: str
     cpu: str
+    sha256: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Of each program as it was built; empty for engines that others built."""
+    stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False)
+    """Of each program as this process found it."""
 
     def binary(self, name: str) -> Path:
         return self.bin_dir / name
+
+    def program(self, name: str) -> Path:
+        """`binary(name)`, sure to be the one that this process found at its start, or another copy
+        of it: operations may be numbered otherwise in any other. Raises `EngineChanged`."""
+        path = self.binary(name)
+        stamp = _stamp(path)
+        if stamp is None:
+            raise EngineChanged(path, "is missing or cannot be run")
+        if stamp != self.stamps.get(name, stamp) and digest_of(path) != self.sha256.get(name):
+            raise EngineChanged(path, "is another program than at this node's start")
+        return path
 
 
 def cache_dir() -> Path:
@@ -74,7 +93,7 @@ def load_engine(bin_dir: Path) -> Engine:
     engine = _read_record(bin_dir.parent / RECORD_NAME)
     if engine is not None:
         return engine
-    digest = hashlib.sha256((bin_dir / "ggml-rpc-server").read_bytes()).hexdigest()
+    digest = digest_of(bin_dir / "ggml-rpc-server")
     return Engine(
         bin_dir,
         key=f"foreign-{digest[:16]}",
@@ -83,12 +102,43 @@ def load_engine(bin_dir: Path) -> Engine:
         source=str(bin_dir),
         compiler="unknown",
         cpu="unknown",
+        stamps=_stamps(bin_dir),
     )
+
+
+def whole_engine(folder: Path) -> Engine | None:
+    """The finished engine in this folder of the cache, if each program is as it was built."""
+    engine = _read_record(folder / RECORD_NAME)
+    if engine is None or len(engine.stamps) < len(BINARIES):
+        return None
+    as_built = (digest_of(engine.binary(name)) == engine.sha256[name] for name in engine.sha256)
+    return engine if all(as_built) else None
+
+
+def digest_of(path: Path) -> str:
+    """Raises `OSError`."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stamps(bin_dir: Path) -> dict[str, Stamp]:
+    found = {name: _stamp(bin_dir / name) for name in BINARIES}
+    return {name: stamp for name, stamp in found.items() if stamp is not None}
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """None where there is no program to be run."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    runs = stat.S_ISREG(found.st_mode) and os.access(path, os.X_OK)
+    return (found.st_size, found.st_mtime_ns, found.st_ino) if runs else None
 
 
 def write_record(folder: Path, engine: Engine) -> None:
     fields = asdict(engine)
-    del fields["bin_dir"]  # the folder may be moved or be seen under another name
+    del fields["bin_dir"], fields["stamps"]  # the folder may be moved or be seen by another name
     (folder / RECORD_NAME).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
 
 
@@ -96,7 +146,7 @@ def _read_record(record: Path) -> Engine | None:
     bin_dir = record.parent / "bin"
     try:
         fields = json.loads(record.read_text(encoding="utf-8"))
-        engine = Engine(bin_dir=bin_dir, **fields)
+        engine = Engine(bin_dir=bin_dir, stamps=_stamps(bin_dir), **fields)
     except (OSError, ValueError, TypeError):
         return None
     return engine if all((bin_dir / name).is_file() for name in BINARIES) else None

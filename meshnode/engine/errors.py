@@ -62,6 +62,16 @@ class SandboxMissing(EngineError):
         )
 
 
+class EngineChanged(EngineError):
+    """A program of the engine was removed, replaced or made unusable under a running node."""
+
+    def __init__(self, program: Path, what: str) -> None:
+        super().__init__(
+            f"{program.name} {what}: run `mesh engine build` again, then restart this node if "
+            f"that was not enough ({program})"
+        )
+
+
 class EngineKilled(EngineFailed):
     """An engine process was killed from outside: by somebody, or by a system short of memory."""
 

@@ -70,7 +70,7 @@ class LlamaServerOptions:
 def llama_server_argv(engine: Engine, options: LlamaServerOptions) -> list[str]:
     """Raises `UsageError` when `extra` holds an option that the plan decides."""
     refuse_planned_options(options.extra)
-    argv = [str(engine.binary("llama-server")), "--model", str(options.model)]
+    argv = [str(engine.program("llama-server")), "--model", str(options.model)]
     argv += ["--host", str(options.socket_path), "--ctx-size", str(options.ctx_tokens)]
     argv += ["--parallel", str(options.slots), "--n-gpu-layers", str(options.gpu_layers)]
     argv += ["-fit", "off", "--offline", "--no-ui", "--log-colors", "off"]

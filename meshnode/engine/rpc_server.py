@@ -29,7 +29,7 @@ def rpc_server_argv(
     devices: Sequence[str],
     threads: int | None,
 ) -> list[str]:
-    argv = [str(engine.binary("ggml-rpc-server")), "-H", f"unix:{socket_path}"]
+    argv = [str(engine.program("ggml-rpc-server")), "-H", f"unix:{socket_path}"]
     if manifest is not None:
         argv += ["--gguf-manifest", str(manifest)]
     if memory_limit_bytes is not None:

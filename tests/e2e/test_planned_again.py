@@ -31,9 +31,9 @@ async def killed(node: NodeProcess) -> None:
 
 
 @asynccontextmanager
-async def long_answer(url: str) -> AsyncIterator[list[str]]:
+async def long_answer(url: str, tokens: int = LONG_TOKENS) -> AsyncIterator[list[str]]:
     """An answer that streams while the body runs, and is whole when it ends."""
-    body = {"prompt": "one", "max_tokens": LONG_TOKENS, "ignore_eos": True, "stream": True}
+    body = {"prompt": "one", "max_tokens": tokens, "ignore_eos": True, "stream": True}
     lines: list[str] = []
     begun = trio.Event()
 

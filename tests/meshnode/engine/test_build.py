@@ -16,6 +16,7 @@ from meshnode.engine.compile import run_cmake
 from meshnode.engine.errors import (
     BuildFailed,
     CacheUnwritable,
+    EngineChanged,
     NoCompiler,
     NoRoomToBuild,
     PatchFailed,
@@ -74,6 +75,23 @@ def test_patched_and_stock_stand_side_by_side_and_are_found_again(fake: Fake) ->
     assert find_engine(stock=True) == stock.bin_dir
     assert find_engine() == patched.bin_dir
     assert engine_key(stock.bin_dir) == stock.key != engine_key(patched) == patched.key
+
+
+@pytest.mark.parametrize("harm", ["garbage", "deleted", "not executable"])
+def test_a_program_that_was_harmed_is_refused_and_built_again(fake: Fake, harm: str) -> None:
+    engine = build_engine(CPU, Recorder())
+    program = engine.program("llama-server")
+    if harm == "garbage":
+        program.write_bytes(b"garbage")
+    elif harm == "deleted":
+        program.unlink()
+    else:
+        program.chmod(0o644)
+    with pytest.raises(EngineChanged, match="mesh engine build"):
+        engine.program("llama-server")
+    assert says(build_engine(CPU, Recorder())) == "patched"
+    assert says(engine) == "patched"
+    engine.program("llama-server")  # another copy of what this process started with
 
 
 def test_the_second_time_nothing_is_run(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

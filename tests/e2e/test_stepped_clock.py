@@ -1,0 +1,161 @@
+"""A wall clock set an hour forwards or back under running nodes: nothing breaks or is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from meshnode.demo.nodes import NodeFailed, NodeProcess, open_node
+from tests.conftest import require
+from tests.e2e.conftest import ANY_HTTP, LOOPBACK, ONE_THREAD, SAME_LAYOUT, Mesh
+from tests.e2e.test_planned_again import long_answer
+from tests.e2e.test_two_nodes import greedy_tokens, url_of
+
+pytestmark = pytest.mark.engine
+
+HOUR_S = 3600
+SOURCE = Path(__file__).parent.parent / "faults" / "stepped_clock.c"
+
+
+@dataclass(frozen=True)
+class Clock:
+    """One machine's wall clock."""
+
+    library: Path
+    file: Path
+
+    def set(self, step_s: int) -> None:
+        with self.file.open("r+b") as file:
+            file.write(struct.pack("<q", step_s))
+
+    def environment(self) -> dict[str, str]:
+        return {"LD_PRELOAD": str(self.library), "MESH_TEST_CLOCK": str(self.file)}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require("compiler", sys.platform == "linux" and shutil.which("cc") is not None, "no cc here")
+    path = tmp_path_factory.mktemp("clock") / "stepped_clock.so"
+    command = ["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(path), str(SOURCE)]
+    subprocess.run([*command, "-ldl"], check=True)
+    return path
+
+
+@pytest.fixture
+def clocks(library: Path, tmp_path: Path) -> tuple[Clock, Clock]:
+    files = (tmp_path / "worker.clock", tmp_path / "orchestrator.clock")
+    for file in files:
+        file.write_bytes(bytes(8))
+    return Clock(library, files[0]), Clock(library, files[1])
+
+
+def test_the_clock_steps_and_the_steady_one_does_not(clocks: tuple[Clock, Clock]) -> None:
+    """The tests below see what they say they see."""
+    clock, _ = clocks
+    source = "import time; print(time.time(), time.monotonic())"
+    clock.set(-HOUR_S)
+    environment = {**os.environ, **clock.environment()}
+    told = subprocess.check_output([sys.executable, "-c", source], env=environment, text=True)
+    wall_s, steady_s = map(float, told.split())
+    assert abs(wall_s - (time.time() - HOUR_S)) < 60
+    assert abs(steady_s - time.monotonic()) < 60
+
+
+@pytest.mark.parametrize("step_s", [HOUR_S, -HOUR_S], ids=["forwards", "back"])
+@pytest.mark.parametrize("whose", [0, 1], ids=["worker", "orchestrator"])
+async def test_a_step_disturbs_neither_answer_nor_lease_nor_invite(
+    clocks: tuple[Clock, Clock],
+    tmp_path: Path,
+    small_model: Path,
+    mesh: Mesh,
+    whose: int,
+    step_s: int,
+) -> None:
+    models = ("--models", str(small_model.parent))
+    common = (*LOOPBACK, *ONE_THREAD)
+    async with open_node(
+        *("worker", *common, *models),
+        name="worker",
+        home=tmp_path / "worker",
+        log_folder=tmp_path,
+        environment=clocks[0].environment(),
+    ) as worker:
+        await worker.wait_event("invite")
+        short, long = [await invite(mesh, tmp_path, expires) for expires in ("30m", "24h")]
+        (tmp_path / "token").write_text(long)
+        async with open_node(
+            *("serve", *common, *ANY_HTTP, "--model", str(small_model), "--split", "always"),
+            *("--join-file", str(tmp_path / "token")),
+            name="orchestrator",
+            home=tmp_path / "orchestrator",
+            log_folder=tmp_path,
+            engine_options=SAME_LAYOUT,
+            environment=clocks[1].environment(),
+        ) as node:
+            url = await url_of(node)
+            expected = await greedy_tokens(url)
+            seen = (len(worker.events), len(node.events))
+            async with long_answer(url, 300):
+                clocks[whose].set(step_s)
+            assert await greedy_tokens(url) == expected
+            assert told_since(worker, seen[0]) == told_since(node, seen[1]) == []
+            # What is made and shown while the clock is wrong, and after it is right again.
+            await joins(tmp_path, "during", long)
+            if step_s > 0 and whose == 0:
+                with pytest.raises(NodeFailed, match="expired"):
+                    await joins(tmp_path, "short-during", short)
+            clocks[whose].set(0)
+            await joins(tmp_path, "short-after", short)
+            # A lease and a deployment anew.
+            clocks[whose].set(step_s)
+            seen = (len(worker.events), len(node.events))
+            (engine,) = [pid for pid in children(node) if "llama-server" in command(pid)]
+            os.kill(engine, signal.SIGKILL)
+            await node.wait_event("ready", after=seen[1])
+            assert await greedy_tokens(url) == expected
+    for name in ("worker", "orchestrator"):
+        assert "Traceback" not in (tmp_path / name / "logs" / "mesh.log").read_text()
+
+
+def told_since(node: NodeProcess, seen: int) -> list[str]:
+    return [event["text"] for event in node.events[seen:]]
+
+
+def children(node: NodeProcess) -> list[int]:
+    return [
+        int(pid) for pid in Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split()
+    ]
+
+
+def command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+async def invite(mesh: Mesh, folder: Path, expires: str) -> str:
+    arguments = ("invite", "--expires", expires, "--json", "--home", str(folder / "worker"))
+    finished = await trio.to_thread.run_sync(partial(mesh, *arguments))
+    return str(json.loads(finished.stdout)["token"])
+
+
+async def joins(folder: Path, name: str, token: str) -> None:
+    """A third machine, whose clock is right, joins with the token."""
+    (folder / f"{name}.token").write_text(token)
+    async with open_node(
+        *("worker", *LOOPBACK, *ONE_THREAD, "--join-file", str(folder / f"{name}.token")),
+        name=name,
+        home=folder / name,
+        log_folder=folder,
+    ) as third:
+        await third.wait_event("peer", containing="connected to worker")
