@@ -13,6 +13,7 @@ from typing import Any
 import cbor2
 import trio
 
+from meshnode.cbor import BadCbor, loads_untrusted
 from meshnode.errors import BadMessage, NetworkError
 
 _LENGTH = struct.Struct(">I")
@@ -30,8 +31,8 @@ class PeerGone(NetworkError):
 def parse_message_untrusted(data: bytes) -> Message:
     """The map with text keys in `data`; raises `BadMessage` and nothing else."""
     try:
-        message = cbor2.loads(data)
-    except (cbor2.CBORError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        message = loads_untrusted(data)
+    except BadCbor as error:
         raise BadMessage("the peer sent a message that cannot be read") from error
     if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
         raise BadMessage("the peer sent a message of an unknown shape")

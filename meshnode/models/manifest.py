@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import cbor2
 from blake3 import blake3
 
+from meshnode.cbor import BadCbor, loads_untrusted
 from meshnode.errors import ModelError
 from meshnode.models.facts import ModelFacts, TensorFacts
 from meshnode.models.header import MAX_NAME_BYTES, MAX_TENSORS, TruncatedGguf
@@ -281,13 +282,13 @@ def to_wire(manifest: Manifest) -> bytes:
 def from_wire_untrusted(data: bytes) -> WantedModel:
     """What `to_wire` gave; raises `BadManifest` and nothing else."""
     try:
-        version, root, rows = cbor2.loads(data)
+        version, root, rows = loads_untrusted(data)
         if version != 1:
             raise BadManifest("the manifest is in a format this mesh does not know: update it")
         if not isinstance(root, bytes) or len(root) != DIGEST_BYTES or len(rows) > MAX_TENSORS:
             raise BadManifest("the manifest is damaged")
         return WantedModel(root.hex(), tuple(_wanted(*row) for row in rows))
-    except (cbor2.CBORError, ValueError, TypeError, OverflowError, RecursionError) as error:
+    except (BadCbor, ValueError, TypeError) as error:
         raise BadManifest("the manifest is damaged") from error
 
 
