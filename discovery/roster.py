@@ -1,9 +1,9 @@
 """The members of one mesh that we know: where they may be, what they say, when they were heard.
 
-Records are taken from the member itself over its proven session, and such a word always replaces
-the one before, whatever its sequence number: that is the member's wall clock, which may have been
-ahead. Once members pass on each other's, the number says which word is newer, and a signature over
-`Member.claim` has its place here. The payload belongs to the layer above and is opaque here.
+A record taken from the member itself over its proven session always replaces the one before,
+whatever its sequence number: that is the member's wall clock, which may have been ahead. Members
+also pass on each other's, signed by whom they are about: of those the higher number is newer. The
+payload belongs to the layer above and is opaque here.
 
 Sans-IO: `now` comes in as unix seconds.
 """
@@ -11,18 +11,24 @@ Sans-IO: `now` comes in as unix seconds.
 from __future__ import annotations
 
 import base64
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from discovery.grants import Sign
 from tunnels.errors import BadFrame
+from tunnels.identity import verify
 from tunnels.peer import Candidate, PeerId, parse_peer_id_untrusted
 
 MEMBER_LIFETIME_S = 30 * 24 * 3600
 """A member unheard of for this long is dropped; its grant still lets it come back."""
 MAX_MEMBERS = 1000
 """Of more, the ones heard longest ago are dropped: a roster is dialled through and kept on disk."""
+MAX_HEARSAY = MAX_MEMBERS // 2
+"""Of so many, nobody new is taken from others' words: those would push out whom we have met."""
+MEMBER_LABEL = "mesh member 1"
 MAX_NAME_CHARS = 64
 MAX_CANDIDATES = 32
 MAX_PAYLOAD_BYTES = 256 * 1024
@@ -45,6 +51,7 @@ class Member:
     payload: bytes = b""
     seq: int = 0
     last_seen: float = 0.0
+    signature: bytes = b""
 
     def __post_init__(self) -> None:
         """`ValueError` for what no member may claim: it may come from anyone."""
@@ -58,6 +65,20 @@ class Member:
     def claim(self) -> tuple[str, tuple[Candidate, ...], bytes, int]:
         """What the member itself says: all but our own observation."""
         return self.name, self.candidates, self.payload, self.seq
+
+    def body(self) -> bytes:
+        """What the member's signature covers."""
+        places = [[one.transport, one.host, one.port] for one in self.candidates]
+        said = [str(self.peer), self.seq, self.name, places, self.payload.hex()]
+        return json.dumps(said, ensure_ascii=True, separators=(",", ":")).encode("ascii")
+
+    def signed(self, sign: Sign) -> Member:
+        """The same, fit to be passed on; `sign` is the member's own key."""
+        return replace(self, signature=sign(MEMBER_LABEL, self.body()))
+
+    def is_signed(self) -> bool:
+        """Whether the member itself said so, whoever passed it on."""
+        return verify(self.peer, MEMBER_LABEL, self.body(), self.signature)
 
 
 class Roster:
@@ -76,6 +97,15 @@ class Roster:
             others = (one for one in self._members.values() if one.peer != member.peer)
             del self._members[min(others, key=lambda one: one.last_seen).peer]
         return known is None or known.claim()[:-1] != member.claim()[:-1]
+
+    def merge_hearsay(self, member: Member) -> bool:
+        """Takes what another member passed on, its signature checked; says whether it is news."""
+        known = self._members.get(member.peer)
+        if known is None and len(self._members) >= MAX_HEARSAY:
+            return False
+        if known is not None and known.seq >= member.seq:
+            return False
+        return self.merge(member)
 
     def saw(self, peer: PeerId, now: float) -> None:
         """The peer was heard from at `now`; nothing for one that is no member."""
@@ -136,6 +166,7 @@ def _to_entry(member: Member) -> dict[str, Any]:
         "payload": base64.b64encode(member.payload).decode("ascii"),
         "seq": member.seq,
         "last_seen": member.last_seen,
+        "signature": member.signature.hex(),
     }
 
 
@@ -152,6 +183,7 @@ def _from_entry(entry: Mapping[str, Any]) -> Member:
         payload=base64.b64decode(_typed(entry["payload"], str), validate=True),
         seq=_typed(entry["seq"], int),
         last_seen=float(entry["last_seen"]),
+        signature=bytes.fromhex(_typed(entry.get("signature", ""), str)),
     )
 
 

@@ -12,6 +12,7 @@ from discovery.token import Token
 from meshnode.crash_points import reached
 from meshnode.errors import AccessError, MeshError, NetworkError
 from meshnode.events import Emit, Event, Kind
+from meshnode.hearsay import Hearsay
 from meshnode.introducing import Introductions
 from meshnode.joining import Joining
 from meshnode.membership import Membership
@@ -38,6 +39,7 @@ class Connections:
         self.introductions = Introductions(membership)
         self.removal = Removal(membership, self.introductions)
         self.renewal = Renewal(membership, self._reintroduce)
+        self.hearsay = Hearsay(membership)
         self._endpoint = endpoint
         self._membership = membership
         self._emit = emit
@@ -56,6 +58,7 @@ class Connections:
         self._endpoint.serve("hello", hello, TALK)
         self._endpoint.serve("revocations", self.removal.serve, ASK)
         self._endpoint.serve("renew", self.renewal.serve, TALK)
+        self._endpoint.serve("roster", self.hearsay.serve, ASK)
 
     def introduced(self) -> list[Session]:
         """Live sessions whose peer has shown a grant of a mesh of ours."""
@@ -73,6 +76,7 @@ class Connections:
             nursery.start_soon(self._watch_sessions, nursery, self._endpoint.subscribe())
             nursery.start_soon(self.removal.run)
             nursery.start_soon(self.renewal.run)
+            nursery.start_soon(self.hearsay.run)
             async with trio.open_nursery() as first_round:
                 first_round.start_soon(self._join_all, joins)
                 for member in self._membership.members():

@@ -22,10 +22,13 @@ import trio
 
 from discovery.grants import encode_grant
 from discovery.revocations import Revocation
+from discovery.roster import Member
 from meshnode.errors import AccessError, BadMessage
 from meshnode.introduction import (
+    MAX_CANDIDATES,
     MAX_HELLO_GRANTS,
     MAX_PAGES,
+    member_message,
     parse_grants_untrusted,
     parse_member_untrusted,
     parse_revocation_page_untrusted,
@@ -124,14 +127,16 @@ class Introductions:
 
     def _hello(self, candidates: Iterable[Candidate], meshes: Iterable[bytes]) -> dict[str, Any]:
         own = [self._ledger.grant(mesh) for mesh in sorted(meshes)[:MAX_HELLO_GRANTS]]
-        return {
-            "name": self._membership.name,
-            "seq": int(self._ledger.now() * 1000),
-            "candidates": [[c.transport, c.host, c.port] for c in candidates],
-            "grants": [encode_grant(grant) for grant in own if grant is not None],
-        }
+        word = Member(
+            peer=self._ledger.identity.peer,
+            name=self._membership.name,
+            candidates=tuple(candidates)[:MAX_CANDIDATES],
+            seq=int(self._ledger.now() * 1000),
+        )
+        grants = [encode_grant(grant) for grant in own if grant is not None]
+        return member_message(word.signed(self._ledger.identity.sign)) | {"grants": grants}
 
-    def _word(self, session: Session, message: Mapping[str, Any]) -> Any:
+    def _word(self, session: Session, message: Mapping[str, Any]) -> Member:
         return parse_member_untrusted(session.peer, message, self._ledger.now())
 
     def _refusal(self, session: Session, shown: Iterable[bytes]) -> str:

@@ -4,10 +4,11 @@ pages of revocations. Sans-IO."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from discovery.grants import Grant, GrantError, parse_grant_untrusted
+from discovery.grants import Grant, GrantError, encode_grant, parse_grant_untrusted
 from discovery.revocations import (
     Revocation,
     RevocationError,
@@ -16,11 +17,13 @@ from discovery.revocations import (
 )
 from discovery.roster import Member
 from meshnode.errors import BadMessage
-from tunnels.peer import Candidate, PeerId
+from tunnels.peer import KEY_BYTES, Candidate, PeerId
 
 MAX_NAME_CHARS = 64
 MAX_HELLO_GRANTS = 16
 MAX_CANDIDATES = 16
+MAX_RECORDS = 32
+"""Members in one message: each has some 1.3 KB at most."""
 PAGE_BYTES = 32 * 1024
 """Of revocations in one message, the last of which may go beyond: a message has 64 KiB."""
 MAX_PAGES = 512
@@ -54,6 +57,7 @@ def _parse_candidate_untrusted(row: object) -> Candidate:
 def parse_member_untrusted(peer: PeerId, message: Mapping[str, Any], now: float) -> Member:
     """What the peer says of itself, fit to be shown; raises `BadMessage` only."""
     name, seq, rows = message.get("name"), message.get("seq"), message.get("candidates")
+    signature = message.get("signature")
     if not (isinstance(name, str) and isinstance(seq, int) and isinstance(rows, list)):
         raise BadMessage("the peer's introduction has an unknown shape")
     candidates = [_parse_candidate_untrusted(row) for row in rows[:MAX_CANDIDATES]]
@@ -65,7 +69,46 @@ def parse_member_untrusted(peer: PeerId, message: Mapping[str, Any], now: float)
         payload=b"",
         seq=max(0, min(seq, 2**62)),
         last_seen=int(now),
+        signature=signature if isinstance(signature, bytes) else b"",
     )
+
+
+def member_message(member: Member) -> dict[str, Any]:
+    """What `parse_member_untrusted` reads."""
+    return {
+        "name": member.name,
+        "seq": member.seq,
+        "candidates": [[one.transport, one.host, one.port] for one in member.candidates],
+        "signature": member.signature,
+    }
+
+
+def record_pages(records: Sequence[tuple[Member, Grant]]) -> list[dict[str, Any]]:
+    """Messages that pass on other members' words, each with the grant that it has shown."""
+    rows = [
+        {"peer": member.peer.key, "grant": encode_grant(grant), **member_message(member)}
+        for member, grant in records
+    ]
+    starts = range(0, len(rows), MAX_RECORDS)
+    return [{"records": rows[start : start + MAX_RECORDS]} for start in starts]
+
+
+def parse_records_untrusted(message: Mapping[str, Any], now: float) -> list[tuple[Member, Grant]]:
+    """The records of one page, their signatures not checked; raises `BadMessage` only."""
+    rows = message.get("records")
+    if not isinstance(rows, list) or len(rows) > MAX_RECORDS:
+        raise BadMessage("the peer's list of members has an unknown shape")
+    records = []
+    for row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get("peer"), bytes):
+            raise BadMessage("the peer's list of members has an unknown shape")
+        if len(row["peer"]) != KEY_BYTES:
+            raise BadMessage("the peer's list of members holds a key that is none")
+        (grant,) = parse_grants_untrusted({"grants": [row.get("grant")]})
+        member = parse_member_untrusted(PeerId(row["peer"]), row, now)
+        heard_s = min(now, member.seq / 1000)  # no later than it said so
+        records.append((replace(member, last_seen=int(heard_s)), grant))
+    return records
 
 
 def revocation_pages(revocations: Iterable[Revocation]) -> list[dict[str, Any]]:

@@ -222,6 +222,25 @@ class Ledger:
         if news or gone or self.now() - self._seen_saved_at > SEEN_SAVED_EVERY_S:
             self.save_members()
 
+    def hear_of(self, word: Member, grant: Grant) -> bool:
+        """Takes what another member passes on, signed by whom it is about. Says whether it is news.
+
+        Raises `GrantError` where the grant does not make it a member.
+        """
+        if word.peer == self.identity.peer or not word.is_signed():
+            return False
+        self.verify(grant, word.peer)
+        known = self._shown.get((grant.mesh, word.peer))
+        is_newer = known is None or known.issued_at < grant.issued_at
+        news = self.roster.merge_hearsay(word)
+        if self.roster.get(word.peer) is None:
+            return False  # there is no room
+        if is_newer:
+            self._shown[grant.mesh, word.peer] = grant
+        if news or is_newer:
+            self.save_members()
+        return news or is_newer
+
     def _forget_members(self, places: Iterable[tuple[bytes, PeerId]]) -> None:
         """Forgets these places; a member that has no other is forgotten whole."""
         for mesh, peer in places:

@@ -33,7 +33,8 @@ HELLO_TIMEOUT_S = 10.0
 class Acquaintance:
     """What a peer has shown on one session, and whether it has checked what we showed.
 
-    told: digests of the revocations that both of us know. parting: the session is about to end.
+    told: digests of the revocations that both of us know. told_of: what it was told of others, by
+    member and mesh. parting: the session is about to end.
     """
 
     peer: PeerId
@@ -41,6 +42,7 @@ class Acquaintance:
     grants: dict[bytes, Grant]
     introduced: bool = False
     told: set[bytes] = field(default_factory=set)
+    told_of: dict[tuple[bytes, PeerId], object] = field(default_factory=dict)
     parting: bool = False
 
 
@@ -175,7 +177,7 @@ class Membership:
             is_news = known.introduced and known.grants != grants
             known.grants = dict(grants)
             if is_news:  # another role, or a grant that ours may follow
-                self._notify()
+                self.notify()
         else:
             known = Acquaintance(word.peer, session, dict(grants))
             self._acquaintances[word.peer] = known
@@ -190,7 +192,7 @@ class Membership:
         if self._acquaintances.get(known.peer) is not known or known.introduced:
             return
         known.introduced = True
-        self._notify()
+        self.notify()
         self.wake()
         self.on_introduced(known.peer)
 
@@ -202,7 +204,7 @@ class Membership:
             return False
         del self._acquaintances[session.peer]
         if known.introduced:
-            self._notify()
+            self.notify()
         return known.introduced
 
     # -- what is taken back -------------------------------------------------------------------
@@ -250,7 +252,8 @@ class Membership:
         self.news.set()
         self.news = trio.Event()
 
-    def _notify(self) -> None:
+    def notify(self) -> None:
+        """Somebody came, went, or is heard of."""
         self.changed.set()
         self.changed = trio.Event()
 

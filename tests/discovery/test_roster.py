@@ -1,12 +1,14 @@
 """Who is known: the newest word wins, silence ends a record."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from discovery import roster as roster_module
 from discovery.roster import (
     MAX_MEMBERS,
     MEMBER_LIFETIME_S,
@@ -14,6 +16,7 @@ from discovery.roster import (
     Member,
     Roster,
 )
+from tunnels.identity import Identity
 from tunnels.peer import Candidate, PeerId
 
 ANN, BEN = (PeerId(bytes([n]) * 32) for n in (1, 2))
@@ -77,6 +80,41 @@ def test_a_silent_member_is_dropped_in_the_end() -> None:
     assert roster.expire(MEMBER_LIFETIME_S) == ()
     assert roster.expire(MEMBER_LIFETIME_S + 1) == (ANN,)
     assert roster.get(ANN) is None
+
+
+def test_of_what_others_pass_on_the_newer_word_wins() -> None:
+    roster = Roster()
+    assert roster.merge_hearsay(Member(ANN, "ann", HOME, seq=5))
+    assert not roster.merge_hearsay(Member(ANN, "older", seq=4))
+    assert not roster.merge_hearsay(Member(ANN, "same", seq=5))
+    assert roster.merge_hearsay(Member(ANN, "newer", seq=6))
+    assert [member.name for member in roster.members()] == ["newer"]
+
+
+def test_others_words_do_not_push_out_whom_we_have_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roster_module, "MAX_HEARSAY", 1)
+    roster = Roster()
+    roster.merge(Member(ANN, "ann", seq=5))
+    assert not roster.merge_hearsay(Member(BEN, "ben"))
+    assert roster.merge_hearsay(Member(ANN, "anna", seq=6))
+    assert roster.merge(Member(BEN, "ben"))
+
+
+def test_a_word_is_the_members_own_or_nobodys() -> None:
+    ann, ben = Identity.generate(), Identity.generate()
+    word = Member(ann.peer, "ann", HOME, b"more", seq=5).signed(ann.sign)
+    assert word.is_signed()
+    assert replace(word, last_seen=9.0).is_signed(), "when we heard it is not part of it"
+    for changed in (
+        replace(word, name="anna"),
+        replace(word, seq=6),
+        replace(word, candidates=HOME[:1]),
+        replace(word, payload=b""),
+        replace(word, peer=ben.peer),
+        replace(word, signature=b""),
+        word.signed(ben.sign),
+    ):
+        assert not changed.is_signed()
 
 
 def test_who_is_no_member_any_more_is_forgotten_at_once() -> None:

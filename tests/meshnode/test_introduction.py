@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+import cbor2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from discovery.grants import Role, encode_grant, issue_root
+from discovery.revocations import MAX_SPARED, REMEMBERED_S, Kind, Revocation
 from meshnode.errors import BadMessage
-from meshnode.introduction import MAX_HELLO_GRANTS, parse_grants_untrusted, parse_member_untrusted
+from meshnode.introduction import (
+    MAX_HELLO_GRANTS,
+    MAX_RECORDS,
+    parse_grants_untrusted,
+    parse_member_untrusted,
+    parse_records_untrusted,
+    parse_revocation_page_untrusted,
+    record_pages,
+    revocation_pages,
+)
+from meshnode.messages import SMALL_MESSAGE_BYTES
 from tunnels.identity import Identity
 from tunnels.peer import Candidate, PeerId
 
@@ -69,6 +81,82 @@ def test_grants_are_read_and_bad_ones_refused() -> None:
     for bad in (b"", row[:-1], 7):
         with pytest.raises(BadMessage, match="a bad grant"):
             parse_grants_untrusted({"grants": [bad]})
+
+
+def removals(count: int) -> list[Revocation]:
+    """Statements as large as they get."""
+    spared = tuple(n.to_bytes(16, "big") for n in range(MAX_SPARED))
+    until = 5 + REMEMBERED_S
+    return [
+        Revocation(bytes(32), Kind.PEER, bytes([n]) * 32, 5, until, ANN, spared, bytes(64))
+        for n in range(count)
+    ]
+
+
+def test_revocations_survive_their_paging() -> None:
+    pages = revocation_pages(removals(20))
+    assert len(pages) > 1
+    parsed = [parse_revocation_page_untrusted(page) for page in pages]
+    assert [one for page, _ in parsed for one in page] == removals(20)
+    assert [more for _, more in parsed] == [True] * (len(pages) - 1) + [False]
+    assert all(len(cbor2.dumps(page)) < SMALL_MESSAGE_BYTES for page in pages)
+    assert parse_revocation_page_untrusted(revocation_pages([])[0]) == ([], False)
+
+
+@pytest.mark.parametrize("changes", [{"revocations": 7}, {"more": 1}, {"revocations": [b""]}])
+def test_a_page_of_another_shape_is_refused(changes: dict[str, Any]) -> None:
+    page = {"revocations": [], "more": False, **changes}
+    with pytest.raises(BadMessage):
+        parse_revocation_page_untrusted(page)
+
+
+@pytest.mark.parametrize("row", [7, b"", b"\x01" + bytes(200)])
+def test_a_bad_revocation_is_refused(row: object) -> None:
+    with pytest.raises(BadMessage, match="bad revocation"):
+        parse_revocation_page_untrusted({"revocations": [row], "more": False})
+
+
+def record(**changes: object) -> dict[str, object]:
+    root = Identity.generate()
+    grant = issue_root(
+        root.sign, mesh=root.peer.key, peer=ANN, role=Role.PEER, issued_at=9, may_invite=False
+    )
+    return said(peer=ANN.key, grant=encode_grant(grant), signature=bytes(64), **changes)
+
+
+def test_records_of_others_are_read() -> None:
+    ((member, grant),) = parse_records_untrusted({"records": [record(seq=7000)]}, 100)
+    assert (member.peer, member.name, member.seq, member.last_seen) == (ANN, "ann", 7000, 7)
+    assert member.signature == bytes(64)
+    assert grant.peer == ANN
+    ((late, _),) = parse_records_untrusted({"records": [record(seq=10**9)]}, 100)
+    assert late.last_seen == 100, "no later than now"
+
+
+def test_records_survive_their_paging() -> None:
+    (pair,) = parse_records_untrusted({"records": [record(seq=7000)]}, 100)
+    pages = record_pages([pair] * (MAX_RECORDS + 1))
+    assert [len(page["records"]) for page in pages] == [MAX_RECORDS, 1]
+    assert parse_records_untrusted(pages[1], 100) == [pair]
+    assert record_pages([]) == []
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        None,
+        [record()] * (MAX_RECORDS + 1),
+        [7],
+        [{}],
+        [{**record(), "peer": b"short"}],
+        [{**record(), "grant": b""}],
+        [{**record(), "name": 7}],
+    ],
+    ids=["none", "many", "row", "empty", "key", "grant", "name"],
+)
+def test_records_of_another_shape_are_refused(records: object) -> None:
+    with pytest.raises(BadMessage):
+        parse_records_untrusted({"records": records}, 100)
 
 
 ANYTHING = st.recursive(

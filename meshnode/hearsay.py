@@ -1,0 +1,102 @@
+"""Members tell each other of further members of the mesh that they share: the `roster` service.
+
+So whoever joins by one token finds all who are there. A record is signed by whom it is about and
+comes with its grant, so that nobody can be made up; its addresses are hints, which a dial holds
+against the address policy and the member's key. Of meshes that are not shared, nothing is told.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from discovery.grants import Grant, GrantError
+from discovery.roster import Member
+from meshnode.errors import MeshError
+from meshnode.introduction import parse_records_untrusted, record_pages
+from meshnode.membership import Acquaintance, Membership, patience
+from meshnode.messages import MessageStream
+from tunnels import PeerId, Session, Stream, TunnelError
+
+log = logging.getLogger(__name__)
+
+TELL_TIMEOUT_S = 10.0
+CHECK_INTERVAL_S = 30.0
+MAX_PAGES = 64
+
+Record = tuple[Member, Grant]
+
+
+class Hearsay:
+    """I pass on whom we know, and take up whom others know."""
+
+    def __init__(self, membership: Membership) -> None:
+        self._membership = membership
+        self._ledger = membership.ledger
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            while True:
+                changed = self._membership.changed
+                for known in self._membership.acquaintances():
+                    if known.session is None or known.parting or not known.introduced:
+                        continue
+                    if news := self._news_for(known):
+                        nursery.start_soon(self._tell, known.session, known, news)
+                with trio.move_on_after(CHECK_INTERVAL_S):
+                    await changed.wait()
+
+    def _news_for(self, known: Acquaintance) -> list[Record]:
+        """What this peer has not been told of others in meshes that we share."""
+        news = []
+        for mesh in self._membership.shown_by(known.peer):
+            for grant in self._ledger.members_of(mesh):
+                member = self._membership.member(grant.peer)
+                if member is None or grant.peer == known.peer or not member.is_signed():
+                    continue
+                if self._ledger.why_void(grant) is not None:
+                    continue
+                said = (member.name, member.candidates, grant)
+                if known.told_of.get((mesh, grant.peer)) != said:
+                    known.told_of[mesh, grant.peer] = said
+                    news.append((member, grant))
+        return news
+
+    async def _tell(self, session: Session, known: Acquaintance, news: list[Record]) -> None:
+        try:
+            with trio.fail_after(TELL_TIMEOUT_S):
+                async with await session.open("roster") as stream:
+                    messages = MessageStream(stream)
+                    for page in record_pages(news):
+                        await messages.send(page)
+                    await stream.send_eof()
+                    await messages.receive_or_end_untrusted()
+        except (TunnelError, MeshError, trio.TooSlowError) as error:
+            log.info("%s was not told of other members: %s", known.peer.short, error)
+            for member, grant in news:  # at the next look again
+                known.told_of.pop((grant.mesh, member.peer), None)
+
+    async def serve(self, stream: Stream) -> None:
+        """A member tells of others."""
+        with patience(stream):
+            messages = MessageStream(stream)
+            for _ in range(MAX_PAGES):
+                message = await messages.receive_or_end_untrusted()
+                if message is None:
+                    break
+                self._take(stream.peer, parse_records_untrusted(message, self._ledger.now()))
+            await stream.send_eof()
+
+    def _take(self, teller: PeerId, records: list[Record]) -> None:
+        shared = self._membership.shown_by(teller)
+        news = False
+        for member, grant in records:
+            if grant.mesh not in shared:
+                continue
+            try:
+                news |= self._ledger.hear_of(member, grant)
+            except GrantError as error:
+                log.info("%s tells of %s: %s", teller.short, member.peer.short, error)
+        if news:
+            self._membership.notify()

@@ -1,0 +1,97 @@
+"""Whoever joins by one token finds all who are there, and nobody who is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+import trio.testing
+
+from discovery.grants import Role
+from discovery.roster import Member
+from meshnode.introduction import record_pages
+from meshnode.messages import MessageStream
+from tests.lab.parties import Party, parties, recorded_messages
+from tunnels import Candidate, Identity
+
+Clock = trio.testing.MockClock
+SOON_S = 40
+
+
+async def start(*nodes: Party) -> None:
+    for node in nodes:
+        node.run_connections()
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_by_one_token_all_members_find_each_other(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    names = ("founder", "one", "two", "late")
+    async with parties(tmp_path, *names) as (founder, one, two, late):
+        await start(founder, one, two, late)
+        for worker in (one, two):
+            await worker.connections.join(founder.invite(Role.WORKER))
+        await late.connections.join(founder.invite())
+        await trio.sleep(SOON_S)
+        for worker in (one, two):
+            assert late.knows(worker)
+            assert late.membership.roles(worker.peer) == {Role.WORKER}
+            assert worker.lets_in(late)
+        assert one.knows(two)
+
+
+async def test_the_same_is_not_told_again(tmp_path: Path, autojump_clock: Clock) -> None:
+    async with parties(tmp_path, "founder", "one", "two") as (founder, one, two):
+        await start(founder, one, two)
+        for worker in (one, two):
+            await worker.connections.join(founder.invite())
+        await trio.sleep(SOON_S)
+        with recorded_messages() as sent:
+            await trio.sleep(600)
+        assert [message.service for message in sent] == []
+
+
+async def test_who_is_removed_is_told_of_no_more(tmp_path: Path, autojump_clock: Clock) -> None:
+    async with parties(tmp_path, "founder", "one", "out", "late") as (founder, one, out, late):
+        await start(founder, one, out, late)
+        for node in (one, out):
+            await node.connections.join(founder.invite())
+        await trio.sleep(SOON_S)
+        founder.desk.answer({"op": "remove", "peer": "out"})
+        await late.connections.join(founder.invite())
+        await trio.sleep(SOON_S)
+        assert late.knows(one)
+        assert late.membership.member(out.peer) is None
+
+
+async def test_nobody_is_made_up_or_moved(tmp_path: Path, autojump_clock: Clock) -> None:
+    """A member tells of one that nobody signed for, and of another under its own address."""
+    async with parties(tmp_path, "founder", "liar", "ann") as (founder, liar, ann):
+        await start(founder)
+        await ann.connections.join(founder.invite())
+        await liar.connections.join(founder.invite())
+        ghost = Identity.generate()
+        here = (Candidate("quic", "11.0.0.2", 4433),)
+        seq = 2**50
+        unsigned = Member(ghost.peer, "ghost", here, seq=seq)
+        made_up = (unsigned.signed(ghost.sign), liar.ledger.grant(founder.mesh))
+        known = founder.membership.member(ann.peer)
+        assert known is not None
+        moved = replace(known, candidates=here, seq=seq)
+        grant = founder.ledger.shown(founder.mesh, ann.peer)
+        assert grant is not None
+        assert made_up[1] is not None
+        elsewhere = (
+            unsigned.signed(ghost.sign),
+            liar.ledger.issue_grant(liar.mesh, ghost.peer, Role.PEER),
+        )
+        async with await liar.session(founder).open("roster") as stream:
+            messages = MessageStream(stream)
+            for page in record_pages([(moved, grant), (made_up[0], made_up[1]), elsewhere]):
+                await messages.send(page)
+            await stream.send_eof()
+            assert await messages.receive_or_end_untrusted() is None
+        assert founder.membership.member(ghost.peer) is None
+        assert founder.membership.member(ann.peer) == known
