@@ -102,6 +102,10 @@ check:
 ci:
     .ci/run
 
+# what floods cost a node and what honest peers keep: ./just floods [--write] [NAME …]
+floods *args:
+    @python -m tests.bench.floods "$@"
+
 # speeds, as ratios to a baseline of the same run
 bench *args: build (build "--stock")
     @python -m tests.bench "$@"

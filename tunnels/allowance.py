@@ -1,8 +1,9 @@
 """How much of this node one peer may use. Sans-IO: seconds and amounts go in, decisions come out.
 
-Work is counted in the processor time it took, not in messages: a datagram may hold one frame or a
-thousand. A link earns time by the stream bytes it carries, at EARNED_S_PER_BYTE, which is several
-times what they cost; so whoever moves data is never held back, and whoever only makes work has:
+Work is counted in the time it took, not in messages: a datagram may hold one frame or a thousand.
+The time is read off the clock: to ask for a thread's own is a system call, which may cost more than
+the datagram. A link earns time by the stream bytes it carries, at EARNED_S_PER_BYTE, several times
+what they cost; so whoever moves data is never held back, and whoever only makes work has:
 
     own     a small rate of its link (STRANGER, or MEMBER once the peer is introduced)
     shared  SHARED, one rate for all links of the node together
@@ -31,6 +32,7 @@ MEMBER = Rate(per_s=0.03, burst=0.25)
 SHARED = Rate(per_s=0.08, burst=0.25)
 EARNED_S_PER_BYTE = 0.2e-6  # carrying one costs 0.03e-6 on a core of 2020
 MAX_EARNED_S = 0.5
+LEAST_WAIT_S = 1e-6
 
 
 class Bucket:
@@ -67,8 +69,10 @@ class Bucket:
         self._level -= amount
 
     def wait_s(self, now: float) -> float:
-        """Until the debt is paid; 0 when there is none."""
-        return max(0.0, -self.level(now) / self._rate.per_s)
+        """Until the debt is paid; 0 when there is none worth a clock's tick: a sleep of less than
+        the clock can tell would never end."""
+        wait_s = -self.level(now) / self._rate.per_s
+        return wait_s if wait_s > LEAST_WAIT_S else 0.0
 
     def is_full(self, now: float) -> bool:
         return self.level(now) >= self._rate.burst

@@ -39,6 +39,9 @@ def test_a_debt_is_paid_at_the_rate() -> None:
     assert bucket.wait_s(0.0) == 1.0
     assert bucket.take_up_to(0.0, 5) == 0
     assert bucket.wait_s(1.0) == 0.0
+    bucket.spend(1.0, 1e-12)
+    assert bucket.wait_s(1.0) == 0.0, "no clock can wait for that"
+    bucket.spend(1.0, -1e-12)
     assert bucket.take_up_to(2.0, 5) == 2
     assert bucket.take_up_to(4.0, 1) == 1
 

@@ -1,0 +1,294 @@
+"""`./just floods`: what a flood costs a node, and what honest peers keep meanwhile.
+
+The node and one honest peer share the first core, the attacker has the second one to itself, so
+what is lost is what the node spends. The attacker's uplink is policed to UPLINK_BITS_PER_S. Times
+with and without the flood take turns; each ratio is of two turns side by side, and the table has
+the median over the rounds.
+
+Each turn is counted twice: by the clock, and by the processor time that node and honest peer had,
+which says the same of a core that nothing else runs on, whatever else this machine does.
+"""
+
+from __future__ import annotations
+
+import datetime
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import click
+import psutil
+import trio
+
+from tests.bench.attackers import ATTACKS, UPLINK_BITS_PER_S, Target
+from tunnels import Candidate, Endpoint, Identity, PeerId, Session, Stream, quic_transport
+from tunnels.gate import TALK
+
+RESULT = Path(__file__).parents[2] / "docs" / "floods.md"
+BEGIN, END = "<!-- result -->", "<!-- end of result -->"
+NODE_CORE, ATTACKER_CORE = 0, 1
+TURN_S = 1.5
+SETTLE_S = 0.7
+MESSAGE = bytes(10_000)
+CHUNK = bytes(256 << 10)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Ratios are with the flood to without: by the clock, by processor time. cpu: of one core,
+    for the flood alone."""
+
+    name: str
+    bulk: tuple[float, float]
+    trips: tuple[float, float]
+    cpu: float
+    grown_mib: float
+
+
+# --- the node -------------------------------------------------------------------------------
+
+
+async def _echo(stream: Stream) -> None:
+    while data := await stream.receive_some():
+        await stream.send_all(data)
+
+
+async def _swallow(stream: Stream) -> None:
+    while await stream.receive_some():
+        pass
+
+
+async def _deaf(_stream: Stream) -> None:
+    await trio.sleep_forever()
+
+
+async def _source(stream: Stream) -> None:
+    while True:
+        await stream.send_all(CHUNK)
+
+
+def run_node(pipe: Connection, core: int) -> None:
+    _pin(core)
+    quic_transport.SAME_MACHINE_DATAGRAM_BYTES = quic_transport.DATAGRAM_BYTES
+
+    async def main() -> None:
+        endpoint = Endpoint(Identity.generate(), authorize=lambda _, name: name != "forbidden")
+        for name, handler in (
+            ("echo", _echo),
+            ("swallow", _swallow),
+            ("deaf", _deaf),
+            ("source", _source),
+        ):
+            endpoint.serve(name, handler)
+        endpoint.serve("talk", _swallow, TALK)
+        async with trio.open_nursery() as nursery:
+            port = await nursery.start(endpoint.run, "127.0.0.1", 0)
+            pipe.send((endpoint.peer.key, port))
+            await trio.to_thread.run_sync(pipe.recv)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def run_attack(pipe: Connection, name: str, target: Target, core: int) -> None:
+    """Floods between each "start" and "stop"."""
+    _pin(core)
+    quic_transport.SAME_MACHINE_DATAGRAM_BYTES = quic_transport.DATAGRAM_BYTES
+
+    async def main() -> None:
+        while await trio.to_thread.run_sync(pipe.recv) == "start":
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ATTACKS[name][1], target)
+                await trio.to_thread.run_sync(pipe.recv)
+                nursery.cancel_scope.cancel()
+            pipe.send("stopped")
+
+    trio.run(main)
+
+
+def _pin(core: int) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
+
+
+# --- the honest peer ------------------------------------------------------------------------
+
+
+class Honest:
+    """I measure what one peer gets: bytes a second, and 10 KB round trips a second."""
+
+    def __init__(self, session: Session, node: psutil.Process) -> None:
+        self._session = session
+        self._node = node
+
+    async def turn(self, kind: str) -> tuple[float, float]:
+        """How much a second, and a second of the processor."""
+        began_s, began_cpu_s = time.perf_counter(), self._cpu_s()
+        done = await (self.bulk() if kind == "bulk" else self.trips())
+        return (
+            done / (time.perf_counter() - began_s),
+            done / (self._cpu_s() - began_cpu_s),
+        )
+
+    def _cpu_s(self) -> float:
+        return time.process_time() + _cpu_s(self._node)
+
+    async def bulk(self) -> int:
+        sent = 0
+        async with await self._session.open("swallow") as stream:
+            began_s = time.perf_counter()
+            while time.perf_counter() - began_s < TURN_S:
+                await stream.send_all(CHUNK)
+                sent += len(CHUNK)
+        return sent
+
+    async def trips(self) -> int:
+        count = 0
+        async with await self._session.open("echo") as stream:
+            began_s = time.perf_counter()
+            while time.perf_counter() - began_s < TURN_S:
+                await stream.send_all(MESSAGE)
+                left = len(MESSAGE)
+                while left:
+                    left -= len(await stream.receive_some())
+                count += 1
+        return count
+
+
+class Flood:
+    """The attacker's process."""
+
+    def __init__(self, name: str, target: Target) -> None:
+        self._near, far = multiprocessing.Pipe()
+        self._process = _spawn(run_attack, far, name, target, ATTACKER_CORE)
+
+    async def start(self) -> None:
+        self._near.send("start")
+        await trio.sleep(SETTLE_S)
+
+    async def stop(self) -> None:
+        self._near.send("stop")
+        await trio.to_thread.run_sync(self._near.recv)
+        await trio.sleep(SETTLE_S)
+
+    def end(self) -> None:
+        self._near.send("end")
+        _join(self._process)
+
+
+async def measure(name: str, target: Target, node: psutil.Process, rounds: int) -> Result:
+    flood = Flood(name, target)
+    ratios: dict[str, list[tuple[float, float]]] = {"bulk": [], "trips": []}
+    async with trio.open_nursery() as nursery:
+        endpoint = Endpoint(Identity.generate(), authorize=lambda *_: False)
+        await nursery.start(endpoint.run, "127.0.0.1", 0)
+        place = Candidate("quic", *target.address)
+        honest = Honest(await endpoint.connect(target.peer, [place]), node)
+        await honest.bulk()  # warm: windows and the other process
+        before = peak = node.memory_info().rss
+        for _ in range(rounds):
+            for kind, found in ratios.items():
+                alone = await honest.turn(kind)
+                await flood.start()
+                flooded = await honest.turn(kind)
+                found.append((flooded[0] / alone[0], flooded[1] / alone[1]))
+                peak = max(peak, node.memory_info().rss)
+                await flood.stop()
+        await flood.start()
+        spent_s = _cpu_s(node)
+        await trio.sleep(2 * TURN_S)
+        cpu = (_cpu_s(node) - spent_s) / (2 * TURN_S)
+        peak = max(peak, node.memory_info().rss)
+        await flood.stop()
+        nursery.cancel_scope.cancel()
+    flood.end()
+    bulk, trips = (_medians(ratios[kind]) for kind in ("bulk", "trips"))
+    return Result(name, bulk, trips, cpu, (peak - before) / 2**20)
+
+
+def _medians(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    by_clock, by_processor = zip(*pairs, strict=True)
+    return statistics.median(by_clock), statistics.median(by_processor)
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _spawn(target: Callable[..., None], *arguments: object) -> BaseProcess:
+    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def _join(process: BaseProcess) -> None:
+    process.join(5)
+    if process.is_alive():
+        process.kill()
+
+
+def run_one(name: str, rounds: int) -> Result:
+    """A node of its own for each attack, so that what one leaves is not counted for the next."""
+    near, far = multiprocessing.Pipe()
+    process = _spawn(run_node, far, NODE_CORE)
+    try:
+        key, port = near.recv()
+        target = Target(PeerId(key), port)
+        assert process.pid is not None
+        return trio.run(measure, name, target, psutil.Process(process.pid), rounds)
+    finally:
+        near.send(None)
+        _join(process)
+
+
+def table(results: list[Result]) -> str:
+    lines = [
+        "| flood | bulk kept: clock, processor | 10 KB round trips kept: clock, processor "
+        "| of a core, flood alone | memory, MiB |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {ATTACKS[one.name][0]} | {one.bulk[0]:.2f}, {one.bulk[1]:.2f} "
+        f"| {one.trips[0]:.2f}, {one.trips[1]:.2f} | {one.cpu:.0%} | {one.grown_mib:.0f} |"
+        for one in results
+    ]
+    return "\n".join(lines)
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--rounds", type=click.IntRange(1), default=5)
+@click.option("--write", is_flag=True, help="Put the result into docs/floods.md.")
+def main(names: tuple[str, ...], rounds: int, write: bool) -> None:
+    """Each attack against one node, or only those in NAMES."""
+    _pin(NODE_CORE)
+    quic_transport.SAME_MACHINE_DATAGRAM_BYTES = quic_transport.DATAGRAM_BYTES
+    results = []
+    for name in names or ATTACKS:
+        result = run_one(name, rounds)
+        click.echo(
+            f"{name}: bulk {result.bulk[0]:.2f} {result.bulk[1]:.2f}, "
+            f"trips {result.trips[0]:.2f} {result.trips[1]:.2f}, "
+            f"cpu {result.cpu:.0%}, +{result.grown_mib:.0f} MiB"
+        )
+        results.append(result)
+    today = datetime.datetime.now(datetime.UTC).date()
+    text = (
+        f"{today}; {UPLINK_BITS_PER_S / 1e6:.0f} Mbit/s, median of {rounds} rounds.\n\n"
+        f"{table(results)}"
+    )
+    click.echo("\n" + text)
+    if write:
+        before, _, rest = RESULT.read_text().partition(BEGIN)
+        RESULT.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+
+
+if __name__ == "__main__":
+    main()
