@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from multiprocessing.pool import Pool
+from typing import Any
 
 from tests.fuzz.one import HERE, Row, run_one
 from tests.fuzz.table import PARSERS
@@ -30,9 +31,13 @@ def main() -> int:
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--jobs", type=int, default=1)
     arguments.add_argument("--write", action="store_true", help="write docs/fuzzing.md")
+    arguments.add_argument("--missing", action="store_true", help="only those not in the table")
     given = arguments.parse_args()
+    there = _record() if given.missing else {}
     chosen = [
-        name for name in PARSERS if not given.names or any(part in name for part in given.names)
+        name
+        for name in PARSERS
+        if name not in there and (not given.names or any(part in name for part in given.names))
     ]
     rows = []
     # A fresh process each: what one leaves in memory is not counted against the next.
@@ -56,10 +61,13 @@ def _line(row: Row) -> str:
     )
 
 
+def _record() -> dict[str, Any]:
+    return dict(json.loads(RECORD.read_text())) if RECORD.exists() else {}
+
+
 def _write(rows: Iterable[Row]) -> None:
     """Enters rows into the record, and the record into the page."""
-    known = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    known |= {row.name: asdict(row) for row in rows}
+    known = _record() | {row.name: asdict(row) for row in rows}
     known = {name: known[name] for name in PARSERS if name in known}
     RECORD.write_text(json.dumps(known, indent=1) + "\n")
     before, _, rest = PAGE.read_text().partition(START)

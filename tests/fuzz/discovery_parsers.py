@@ -78,7 +78,7 @@ def seal_token(body: bytes) -> bytes:
 def run_token(data: bytes) -> Token:
     found = parse_untrusted(text_of(data))
     check(parse_untrusted(encode(found)) == found, "a token reads back")
-    check(repr(found.secret.reveal())[2:-1] not in repr(found), "a token's repr hides its secret")
+    check("secret=Secret(…)" in repr(found), "a token's repr hides its secret")
     return found
 
 
