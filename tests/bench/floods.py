@@ -87,6 +87,14 @@ def run_node(pipe: Connection, core: int) -> None:
         ):
             endpoint.serve(name, handler)
         endpoint.serve("talk", _swallow, TALK)
+
+        async def welcome(stream: Stream) -> None:
+            session = endpoint.session(stream.peer)
+            assert session is not None
+            session.welcome()
+            await stream.send_all(b"!")
+
+        endpoint.serve("welcome", welcome)  # the honest peer is a member; attackers do not ask
         async with trio.open_nursery() as nursery:
             port = await nursery.start(endpoint.run, "127.0.0.1", 0)
             pipe.send((endpoint.peer.key, port))
@@ -126,6 +134,10 @@ class Honest:
     def __init__(self, session: Session, node: psutil.Process) -> None:
         self._session = session
         self._node = node
+
+    async def become_member(self) -> None:
+        async with await self._session.open("welcome") as stream:
+            assert await stream.receive_some() == b"!"
 
     async def turn(self, kind: str) -> tuple[float, float]:
         """How much a second, and a second of the processor."""
@@ -190,6 +202,7 @@ async def measure(name: str, target: Target, node: psutil.Process, rounds: int) 
         await nursery.start(endpoint.run, "127.0.0.1", 0)
         place = Candidate("quic", *target.address)
         honest = Honest(await endpoint.connect(target.peer, [place]), node)
+        await honest.become_member()
         await honest.bulk()  # warm: windows and the other process
         before = peak = node.memory_info().rss
         for _ in range(rounds):
