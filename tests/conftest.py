@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from meshnode.engine.build import find_engine
@@ -17,6 +18,15 @@ from meshnode.errors import MeshError
 from tests.secrets_watch import pytest_configure
 
 __all__ = ["pytest_configure"]
+
+# The same examples in every run, and none that fails because the machine is busy.
+hypothesis.settings.register_profile(
+    "mesh",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("mesh")
 
 
 def require(name: str, available: bool, reason: str) -> None:
