@@ -19,6 +19,8 @@ Library code raises these; only `meshnode.cli` turns them into text and an exit 
 is the whole message: what failed, why, and what to do next. No secret is ever part of it.
 """
 
+import errno
+
 INTERRUPTED_EXIT_CODE = 130
 """After Ctrl-C, as shells have it: 128 and the number of SIGINT."""
 
@@ -77,3 +79,20 @@ class HomeError(MeshError):
     """MESH_HOME is owned by another node, or by none where one is needed."""
 
     exit_code = 8
+
+
+class OutOfFiles(ResourceError):
+    """The process, or the whole system, has no file descriptor left."""
+
+
+def out_of_files(error: BaseException) -> OutOfFiles | None:
+    """The sentence for an error behind which there is a lack of file descriptors, else None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
+            return OutOfFiles(
+                "too many open files: close other programs, or raise the limit (`ulimit -n`) and "
+                "restart the node"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None

@@ -32,8 +32,15 @@ def log_to(path: Path) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    # It logs a lack of file descriptors, ten times a second, with its traceback.
+    logging.getLogger("trio.serve_listeners").addFilter(_without_traceback)
     for chatty in _CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True
 
 
 def log_defect(error: BaseException) -> Path | None:

@@ -17,7 +17,7 @@ from meshnode.connections import Connections
 from meshnode.engine.cache import Engine
 from meshnode.engine.errors import EngineKilled, WeightsUnread
 from meshnode.engine.rpc_probe import RpcUnreachable
-from meshnode.errors import MeshError, NetworkError, ResourceError, UsageError
+from meshnode.errors import MeshError, NetworkError, ResourceError, UsageError, out_of_files
 from meshnode.events import Emit
 from meshnode.gateway.view import Stage
 from meshnode.membership import Membership
@@ -99,8 +99,9 @@ class Orchestrator:
             try:
                 await self._serve(await self._place())
                 retry_s = FIRST_RETRY_S
-            except (MeshError, TunnelError) as error:
-                if self._is_final(error):
+            except (MeshError, TunnelError, OSError) as caught:
+                error = out_of_files(caught) or caught
+                if isinstance(error, OSError) or self._is_final(error):
                     raise
                 retry_s = FIRST_RETRY_S if self.standing.upstream() else retry_s
                 # A worker that refuses may still be freeing an earlier lease: it is asked again.

@@ -25,7 +25,14 @@ from meshnode.engine.children import Child
 from meshnode.engine.devices import Device
 from meshnode.engine.rpc_server import open_rpc_server
 from meshnode.engine.sandbox.check import UNCONFINED, Sandbox
-from meshnode.errors import BadMessage, MeshError, NetworkError, ResourceError, UsageError
+from meshnode.errors import (
+    BadMessage,
+    MeshError,
+    NetworkError,
+    ResourceError,
+    UsageError,
+    out_of_files,
+)
 from meshnode.events import Emit, Event, Kind
 from meshnode.messages import MANIFEST_MESSAGE_BYTES, MessageStream
 from meshnode.models.manifest import offered_files
@@ -205,7 +212,10 @@ class LeaseDesk:
                     reached("end.lease")
                     del self._leases[lease.id]
                     self._tell(lease, f"lease for {lease.model} ended, memory is free again")
-            except MeshError as error:
+            except (MeshError, OSError) as caught:
+                error = out_of_files(caught) or caught
+                if isinstance(error, OSError):
+                    raise
                 await messages.send({"event": "refused", "reason": str(error)[:500]})
             await stream.send_eof()
             nursery.cancel_scope.cancel()

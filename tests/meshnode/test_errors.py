@@ -1,5 +1,6 @@
 """The table in `meshnode.errors` is what the shell sees."""
 
+import errno
 import re
 
 from meshnode import errors
@@ -21,3 +22,19 @@ def test_no_error_has_a_code_outside_the_table() -> None:
 
 def test_an_error_is_its_sentence() -> None:
     assert str(errors.ModelError("no such file: give another")) == "no such file: give another"
+
+
+def test_a_lack_of_file_descriptors_is_found_behind_an_error() -> None:
+    assert errors.out_of_files(ValueError()) is None
+    assert errors.out_of_files(OSError(errno.ENOSPC, "full")) is None
+    assert errors.out_of_files(OSError(errno.ENFILE, "too many")) is not None
+    try:
+        try:
+            raise OSError(errno.EMFILE, "too many")
+        except OSError as error:
+            raise errors.MeshError("the file cannot be read") from error
+    except errors.MeshError as error:
+        found = errors.out_of_files(error)
+    assert found is not None
+    assert "ulimit -n" in str(found)
+    assert found.exit_code == 7
