@@ -156,6 +156,16 @@ class LeaseDesk:
     # -- services -----------------------------------------------------------------------------
 
     async def serve_control(self, stream: Stream) -> None:
+        try:
+            await self._serve_control(stream)
+        except OSError as error:
+            lack = out_of_files(error)
+            if lack is None:
+                raise
+            log.warning("%s of %s failed: %s", stream.service, stream.peer.short, lack)
+            stream.reset(str(lack))
+
+    async def _serve_control(self, stream: Stream) -> None:
         messages = MessageStream(stream)
         try:
             request = await self._hear_request(stream.peer, messages)
