@@ -1,9 +1,10 @@
 """How much of this node one peer may use. Sans-IO: seconds and amounts go in, decisions come out.
 
 Work is counted in the time it took, not in messages: a datagram may hold one frame or a thousand.
-The time is read off the clock: to ask for a thread's own is a system call, which may cost more than
-the datagram. A link earns time by the stream bytes it carries, at EARNED_S_PER_BYTE, several times
-what they cost; so whoever moves data is never held back, and whoever only makes work has:
+It is the processor time of the node's own thread (`time.thread_time`, a microsecond to ask for):
+read off the clock, it would charge an honest peer for whatever else keeps the machine busy, and the
+engine's threads do. A link earns time by the stream bytes it carries, at EARNED_S_PER_BYTE, several
+times what they cost; so whoever moves data is never held back, and whoever only makes work has:
 
     own     a small rate of its link (STRANGER, or MEMBER once the peer is introduced)
     shared  SHARED, one rate for all links of the node together

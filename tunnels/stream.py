@@ -223,10 +223,10 @@ class Stream(trio.abc.HalfCloseableStream):
             data = await channel.receive()
             if not data or self._channel is not channel:
                 return
-            began_s, before = time.perf_counter(), self._state.received_bytes
+            began_s, before = time.thread_time(), self._state.received_bytes
             self.take_records(decoder.feed_untrusted(data))
             channel.share.earn(self._state.received_bytes - before)
-            channel.share.charge(time.perf_counter() - began_s, trio.current_time())
+            channel.share.charge(time.thread_time() - began_s, trio.current_time())
             while wait_s := channel.share.wait_s(trio.current_time()):  # noqa: ASYNC110 - no event
                 await trio.sleep(min(wait_s, ASK_AGAIN_S))
 

@@ -19,6 +19,7 @@ MAX_BODY_BYTES = 32 * 2**20
 MAX_BODIES_BYTES = 128 * 2**20  # of all requests under way
 BUSY_RETRY_S = 5
 BODY_TIMEOUT_S = 60.0
+_LENGTH = re.compile(r"[0-9]{1,20}")
 _SURROGATE = re.compile(rb"\\u[dD]")
 _PARSED_AT_ONCE_BYTES = 256 * 1024
 
@@ -75,8 +76,7 @@ async def read_json_body(request: Request, place: Place) -> bytes:
 
 async def read_body(request: Request, place: Place) -> bytes:
     """The whole body. Raises `Refusal` for one that is too large, too slow or cut short."""
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or int(declared) > MAX_BODY_BYTES:
+    if declared_bytes(request.headers.get("content-length", "0")) > MAX_BODY_BYTES:
         _refuse_size()
     body = bytearray()
     try:
@@ -93,6 +93,19 @@ async def read_body(request: Request, place: Place) -> bytes:
     except ClientDisconnect:
         raise Refusal(400, "client_gone", "the client left before its body was whole") from None
     return bytes(body)
+
+
+def declared_bytes(content_length: str) -> int:
+    """What a Content-Length header says. Raises `Refusal` (400) for one that is no number, or of so
+    many digits that reading it would be work."""
+    if not _LENGTH.fullmatch(content_length):
+        raise Refusal(
+            400,
+            "bad_length",
+            f"the Content-Length header {content_length[:40]!r} is no number of bytes: leave it "
+            "to the client's library",
+        )
+    return int(content_length)
 
 
 def check_json(body: bytes) -> None:

@@ -4,6 +4,7 @@
 status code                   when
 ====== ====================== ====================================================================
 400    `invalid_json`         the body is no JSON object
+400    `bad_length`           the Content-Length header is no number of bytes
 400    `client_gone`          the client left before its body was whole (nobody reads this)
 403    `forbidden_host`       the Host header names neither this machine nor what was bound
 403    `forbidden_origin`     the request comes from a web page of another origin

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meshnode.errors import ModelError
-from meshnode.models.facts import ModelFacts, model_name, read_facts, shard_paths
+from meshnode.models.facts import ModelFacts, model_name, read_facts, shard_paths, shown_name
 from meshnode.models.header import read_header
 from meshnode.models.manifest import Wanted
 
@@ -127,14 +127,14 @@ def _title(entry: CatalogEntry) -> str:
         name = read_header(entry.path).metadata.get("general.name")
     except ModelError:
         return ""
-    return name if isinstance(name, str) else ""
+    return shown_name(name) if isinstance(name, str) else ""
 
 
 def _entry(first: Path) -> CatalogEntry:
     shards = shard_paths(first)
     sizes = {path: os.path.getsize(path) for path in shards if os.path.isfile(path)}
     return CatalogEntry(
-        name=model_name(first),
+        name=shown_name(model_name(first)),
         path=first,
         files=tuple(sizes),
         size_bytes=sum(sizes.values()),

@@ -23,6 +23,7 @@ from meshnode.models.header import (
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 MAX_SHARDS = 999
+MAX_NAME_CHARS = 256  # as long as a file's name may be
 _MAX_DIMENSION = 1 << 24  # wider than any model, small enough for sums to stay sane
 _F16_BYTES = 2
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
@@ -182,9 +183,10 @@ class _Metadata:
         self.arch = arch
 
     def name(self) -> str:
-        """`general.name`, else the file's name without its shard number."""
+        """`general.name`, else the file's name without its shard number; fit to be shown."""
         name = self._values.get("general.name")
-        return name if isinstance(name, str) and name.strip() else model_name(self._path)
+        given = isinstance(name, str) and name.strip()
+        return shown_name(str(name) if given else model_name(self._path))
 
     def has(self, key: str) -> bool:
         return f"{self.arch}.{key}" in self._values
@@ -265,6 +267,12 @@ def model_name(path: Path) -> str:
     """The file's name without `.gguf` and shard number."""
     found = _SHARD.fullmatch(path.name)
     return found["stem"] if found else path.name.removesuffix(".gguf")
+
+
+def shown_name(name: str) -> str:
+    """A name out of a file that others made: one line, and nothing that commands a terminal."""
+    clipped = name[:MAX_NAME_CHARS]
+    return "".join(char if char.isprintable() else "?" for char in clipped)
 
 
 def _check_shards(headers: list[Header]) -> None:

@@ -10,6 +10,7 @@ import trio
 from meshnode.crash_points import reached
 from meshnode.errors import BadMessage, MeshError, NetworkError, ResourceError
 from meshnode.messages import Message, MessageStream
+from meshnode.models.shelf import MAX_DIGESTED, PROGRESS_STEP_BYTES
 from meshnode.nurseries import accompanied_by
 from meshnode.pipeline.protocol import (
     Granted,
@@ -25,8 +26,12 @@ from tunnels import Session, StreamError, TunnelError
 FACTS_TIMEOUT_S = 10.0
 FACTS_BYTES = 1024 * 1024
 GOODBYE_S = 1.0
+ASK_TIMEOUT_S = 30.0
+"""For a worker to take the request, 16 MiB at most: it waits no longer for us."""
 SILENCE_S = 120.0
-"""Between two messages about a lease: a slow disk's progress, a GPU waking up."""
+"""Until the worker is further with a lease: a slow disk's progress, a GPU waking up."""
+GRANT_TIMEOUT_S = 6 * 3600.0
+"""For all of it: a terabyte from a slow disk. Words that tell of progress cost nothing."""
 
 
 class LeaseRefused(ResourceError):
@@ -78,10 +83,15 @@ async def borrow(
     messages = MessageStream(stream)
     try:
         try:
-            await messages.send(request.to_message())
+            with trio.fail_after(ASK_TIMEOUT_S):
+                await messages.send(request.to_message())
             reached("lease.asked")
             borrowed = Borrowed(await _await_grant(messages, on_progress))
             reached("lease.granted")
+        except trio.TooSlowError:
+            raise LeaseLost(
+                f"the worker did not take the request for a lease in {ASK_TIMEOUT_S:.0f} s"
+            ) from None
         except TunnelError as error:
             raise _gone(error) from None
 
@@ -99,15 +109,43 @@ def _gone(error: TunnelError) -> LeaseLost:
     return LeaseLost(f"the worker went away before it granted the lease: {error}")
 
 
+class _Advance:
+    """I tell whether a worker gets on with its digests, whatever it says, and how often."""
+
+    def __init__(self) -> None:
+        self._done_bytes = 0
+        self._files = 0
+
+    def is_further(self, done_bytes: int, total_bytes: int) -> bool:
+        """A step as `shelf.Progress` makes them, a file's end, or the next file, of a few."""
+        if done_bytes >= self._done_bytes + PROGRESS_STEP_BYTES:
+            self._done_bytes = done_bytes
+            return True
+        if total_bytes <= done_bytes or done_bytes < self._done_bytes:
+            self._done_bytes = 0
+            self._files += 1
+            return self._files <= 2 * MAX_DIGESTED
+        return False
+
+
 async def _await_grant(messages: MessageStream, on_progress: Callable[[int, int], None]) -> Granted:
+    ends_s = trio.current_time() + GRANT_TIMEOUT_S
+    advance, further_s = _Advance(), trio.current_time()
     while True:
-        with trio.move_on_after(SILENCE_S) as patience:
+        limit_s = min(further_s + SILENCE_S, ends_s)
+        with trio.move_on_at(limit_s):
             message = await messages.receive_untrusted()
-        if patience.cancelled_caught:
-            raise LeaseLost(f"the worker said nothing about the lease for {SILENCE_S:.0f} s")
+        # By the clock: a worker that never pauses is never cancelled in the middle of a wait.
+        if trio.current_time() >= ends_s:
+            raise LeaseLost(f"the worker granted no lease in {GRANT_TIMEOUT_S / 3600:.0f} h")
+        if trio.current_time() >= limit_s:
+            raise LeaseLost(f"the worker got no further with the lease for {SILENCE_S:.0f} s")
         match message.get("event"):
             case "progress":
-                on_progress(*parse_progress_untrusted(message))
+                done_bytes, total_bytes = parse_progress_untrusted(message)
+                if advance.is_further(done_bytes, total_bytes):
+                    further_s = trio.current_time()
+                on_progress(done_bytes, total_bytes)
             case "granted":
                 return parse_granted_untrusted(message)
             case "refused":

@@ -65,8 +65,11 @@ def parse_tensor_split(text: str) -> tuple[float, ...]:
         numbers = tuple(float(part) for part in parts)
     except ValueError as error:
         raise UsageError(f"--tensor-split {text!r}: write numbers like 3,1") from error
-    if not all(math.isfinite(number) and number >= 0 for number in numbers) or not sum(numbers):
+    total = sum(numbers)
+    if not all(number >= 0 for number in numbers) or not total or math.isnan(total):
         raise UsageError(f"--tensor-split {text!r}: write numbers from 0 up, not all 0")
+    if math.isinf(total):
+        raise UsageError(f"--tensor-split {text!r}: these are too large, write numbers like 3,1")
     return numbers
 
 

@@ -56,7 +56,7 @@ from tunnels import PeerId, Stream
 from tunnels.forward import connect_and_splice
 
 LEASE_ID_BYTES = 8
-REQUEST_TIMEOUT_S = 30.0  # to say what is wanted: 16 MiB at most
+REQUEST_TIMEOUT_S = 30.0  # to say what is wanted, 16 MiB at most; and to take each answer
 MAX_UNHEARD = 2  # requests of one peer that are still arriving: memory for each
 MAX_LEASES_OF_ONE = 8
 
@@ -221,12 +221,13 @@ class LeaseDesk:
                 finally:
                     reached("end.lease")
                     del self._leases[lease.id]
+                    self._use.end(lease.id)
                     self._tell(lease, f"lease for {lease.model} ended, memory is free again")
             except (MeshError, OSError) as caught:
                 error = out_of_files(caught) or caught
                 if isinstance(error, OSError):
                     raise
-                await messages.send({"event": "refused", "reason": str(error)[:500]})
+                await _say(messages, {"event": "refused", "reason": str(error)[:500]})
             await stream.send_eof()
             nursery.cancel_scope.cancel()
 
@@ -300,12 +301,12 @@ class LeaseDesk:
                 self._server_pids.add(child.pid)
                 reached("lease.started")
                 try:
-                    await messages.send(_granted(lease.id, match).to_message())
+                    await _say(messages, _granted(lease.id, match).to_message())
                     self._tell(lease, f"lent {human_bytes(lease.memory_bytes)} for {lease.model}")
                     reason = await self._until_over(lease, child)
                 finally:
                     self._server_pids.remove(child.pid)
-                await messages.send({"event": "ended", "reason": reason})
+                await _say(messages, {"event": "ended", "reason": reason})
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -336,6 +337,13 @@ async def _cancel_when_closed(messages: MessageStream, scope: trio.CancelScope) 
     if await messages.receive_or_end_untrusted() is not None:
         raise BadMessage("the peer talks on where the rest of the stream is the lease")
     scope.cancel()
+
+
+async def _say(messages: MessageStream, message: Mapping[str, Any]) -> None:
+    """To an owner that may take nothing of it: a lease is not held for that. Raises
+    `trio.TooSlowError`."""
+    with trio.fail_after(REQUEST_TIMEOUT_S):
+        await messages.send(message)
 
 
 def _granted(lease_id: str, match: LocalMatch) -> Granted:

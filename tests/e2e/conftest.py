@@ -6,10 +6,11 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -75,12 +76,18 @@ class World:
     folder: Path
 
     @asynccontextmanager
-    async def worker(self, *arguments: str, name: str = "worker") -> AsyncIterator[NodeProcess]:
+    async def worker(
+        self,
+        *arguments: str,
+        name: str = "worker",
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> AsyncIterator[NodeProcess]:
         async with open_node(
             *("worker", *LOOPBACK, *ONE_THREAD, *arguments),
             name=name,
             home=self.folder / name,
             log_folder=self.folder,
+            environment=environment,
         ) as node:
             yield node
 

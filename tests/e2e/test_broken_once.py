@@ -9,20 +9,22 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
+from meshnode.crash_points import CRASH_AT_VARIABLE, CRASH_GATE_VARIABLE
 from meshnode.demo.nodes import NodeProcess, write_token
 from meshnode.demo.run import greedy
 from meshnode.engine.llama_server import refuse_planned_options
 from meshnode.errors import UsageError
 from tests.e2e.conftest import ANY_HTTP, COMMAND_TIMEOUT_S, LOOPBACK, Mesh, World
 from tests.engine.synthetic import make_model
+from tests.kills import Gate
 
 pytestmark = pytest.mark.engine
 
@@ -50,39 +52,21 @@ def run_in_shell(script: str, *arguments: str, cwd: Path | None = None) -> tuple
 # -- files replaced between the digest and the load -----------------------------------------------
 
 
-@dataclass(frozen=True)
-class Gate:
-    """Holds every rpc-server back at its start, after the digests, before the load."""
-
-    reached: Path
-    opened: Path
-
-    async def wait(self) -> None:
-        with trio.fail_after(WAIT_S):
-            while not self.reached.exists():  # noqa: ASYNC110 - a shell script tells
-                await trio.sleep(0.02)
-
-    def open(self) -> None:
-        self.opened.touch()
-
-
 @pytest.fixture
-def gate(tmp_path: Path, engine_bin: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    cache = tmp_path / "cache"
-    engine = cache / "engine" / "engines" / engine_bin.parent.name
-    shutil.copytree(engine_bin.parent, engine)
-    gate = Gate(tmp_path / "reached", tmp_path / "opened")
-    server = engine / "bin" / "ggml-rpc-server"
-    real = server.rename(server.with_name("real-rpc-server"))
-    server.write_text(
-        f'#!/bin/sh\ncase "$*" in *.sock*) : >{gate.reached}\n'
-        f"while [ ! -e {gate.opened} ]; do sleep 0.05; done;; esac\n"
-        f'exec {real} "$@"\n'
-    )
-    server.chmod(0o755)
-    monkeypatch.setenv("MESH_CACHE", str(cache))
-    yield gate
-    gate.open()
+async def gate(tmp_path: Path) -> AsyncIterator[Gate]:
+    with tempfile.TemporaryDirectory(prefix="mesh-gate-") as folder:  # a short path
+        async with Gate(Path(folder) / "gate").opened() as gate:
+            yield gate
+
+
+@asynccontextmanager
+async def held_before_the_load(
+    world: World, gate: Gate, models: Path
+) -> AsyncIterator[NodeProcess]:
+    """A worker that stands still after the digests, before its rpc-server starts."""
+    environment = {CRASH_AT_VARIABLE: "lease.manifest", CRASH_GATE_VARIABLE: str(gate.path)}
+    async with world.worker("--models", str(models), environment=environment) as worker:
+        yield worker
 
 
 def variant(path: Path, seed: int) -> Path:
@@ -107,12 +91,12 @@ async def test_a_model_replaced_after_its_digest_is_never_mixed_with_the_old_one
     ours = variant(world.folder / "ours" / "m.gguf", seed=1)
     new = variant(world.folder / "new" / "m.gguf", seed=2)
     expected = await tokens_alone(world, new)
-    async with world.worker("--models", str(theirs.parent)) as worker:
+    async with held_before_the_load(world, gate, theirs.parent) as worker:
         joins = ("--join-file", str(await world.join_file(worker)))
         async with world.serve("--model", str(ours), "--split", "always", *joins) as node:
-            await gate.wait()
+            await gate.wait("lease.manifest")
             new.replace(ours)
-            gate.open()
+            await gate.release()
             assert await tokens_of(node) == expected
 
 
@@ -123,12 +107,12 @@ async def test_a_workers_file_replaced_after_its_digest_does_not_end_the_orchest
     ours = variant(world.folder / "ours" / "m.gguf", seed=1)
     new = variant(world.folder / "new" / "m.gguf", seed=2)
     expected = await tokens_alone(world, ours)
-    async with world.worker("--models", str(theirs.parent)) as worker:
+    async with held_before_the_load(world, gate, theirs.parent) as worker:
         joins = ("--join-file", str(await world.join_file(worker)))
         async with world.serve("--model", str(ours), "--split", "always", *joins) as node:
-            await gate.wait()
+            await gate.wait("lease.manifest")
             new.replace(theirs)
-            gate.open()
+            await gate.release()
             assert await tokens_of(node) == expected
 
 

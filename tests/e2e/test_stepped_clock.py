@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import trio
 
@@ -121,8 +121,7 @@ async def test_a_step_disturbs_neither_answer_nor_lease_nor_invite(
             # A lease and a deployment anew.
             clocks[whose].set(step_s)
             seen = (len(worker.events), len(node.events))
-            (engine,) = [pid for pid in children(node) if "llama-server" in command(pid)]
-            os.kill(engine, signal.SIGKILL)
+            llama_server_of(node).kill()
             await node.wait_event("ready", after=seen[1])
             assert await greedy_tokens(url) == expected
     for name in ("worker", "orchestrator"):
@@ -133,14 +132,13 @@ def told_since(node: NodeProcess, seen: int) -> list[str]:
     return [event["text"] for event in node.events[seen:]]
 
 
-def children(node: NodeProcess) -> list[int]:
-    return [
-        int(pid) for pid in Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split()
+def llama_server_of(node: NodeProcess) -> psutil.Process:
+    (engine,) = [
+        child
+        for child in psutil.Process(node.pid).children(recursive=True)
+        if "llama-server" in child.name()
     ]
-
-
-def command(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text()
+    return engine
 
 
 async def invite(mesh: Mesh, folder: Path, expires: str) -> str:

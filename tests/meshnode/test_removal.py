@@ -17,7 +17,7 @@ from meshnode.events import Kind
 from meshnode.state import Home
 from tests.lab.datagrams import World
 from tests.lab.parties import Party, parties, party, recorded_messages, world_of_parties
-from tunnels import PeerId, Stream, TunnelError
+from tunnels import Identity, Stream, TunnelError
 
 Clock = trio.testing.MockClock
 ON_HEARING_S = 1.0
@@ -474,7 +474,7 @@ def test_a_removal_at_a_home_where_no_node_runs_is_kept(tmp_path: Path) -> None:
     from meshnode.joining import Joining
     from meshnode.membership import Membership
 
-    someone = PeerId(bytes(range(32)))
+    someone = Identity.generate().peer
     for _ in range(2):
         with Home(tmp_path / "home") as home:
             members = Membership(home, home.identity("node.key"), "home")

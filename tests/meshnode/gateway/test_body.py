@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshnode.gateway.body import check_json
+from meshnode.gateway.body import check_json, declared_bytes
 from meshnode.gateway.refusal import Refusal
 
 
@@ -48,3 +48,17 @@ def test_an_object_passes(body: bytes) -> None:
 def test_whatever_comes_is_taken_or_refused(body: bytes) -> None:
     with suppress(Refusal):
         check_json(body)
+
+
+@pytest.mark.parametrize("given", ["", "-1", "1e3", "1_000", "\u0663", "9" * 21, "9" * 5000])
+def test_a_length_that_is_none_is_told(given: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        declared_bytes(given)
+    assert (refused.value.status, refused.value.code) == (400, "bad_length")
+    assert "no number of bytes" in refused.value.message
+    assert len(refused.value.message) < 200
+
+
+def test_a_length_is_read() -> None:
+    assert declared_bytes("007") == 7
+    assert declared_bytes("9" * 20) == 10**20 - 1

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meshnode.errors import ModelError
-from meshnode.models.facts import MissingShard, read_facts, shard_paths
+from meshnode.models.catalog import Catalog
+from meshnode.models.facts import MAX_NAME_CHARS, MissingShard, read_facts, shard_paths
 from meshnode.models.header import (
     ArrayValue,
     DamagedGguf,
@@ -294,6 +295,19 @@ def test_a_header_that_only_looks_odd_is_read(tmp_path: Path) -> None:
     header = read_header(tmp_path / "m.gguf")
     assert array(header, "scores").count == 20000
     assert array(header, "flags").items == (True, True)
+
+
+def test_a_name_commands_no_terminal(tmp_path: Path) -> None:
+    hostile = "\x1b]0;owned\x07\nready\u202e" + "x" * 1000
+    pair = text("general.name") + U32.pack(8) + text(hostile.encode())
+    facts = read_facts(written(tmp_path, gguf_bytes((*PAIRS, pair), (tensor("empty", [0]),))))
+    assert facts.name.startswith("?]0;owned??ready?xxx")
+    assert len(facts.name) == MAX_NAME_CHARS
+    (tmp_path / "m.gguf").rename(tmp_path / "a\nb.gguf")
+    catalog = Catalog((tmp_path,))
+    catalog.scan()
+    assert [entry.name for entry in catalog.models()] == ["a?b"]
+    assert catalog.resolve(facts.name) == tmp_path / "a\nb.gguf", "found by what is shown"
 
 
 def test_a_model_without_a_vocabulary_is_measured_by_its_embedding(tmp_path: Path) -> None:

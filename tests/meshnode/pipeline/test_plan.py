@@ -384,7 +384,7 @@ def test_a_tensor_split_gives_layers_in_proportion() -> None:
     assert sorted(share.n_layers for share in found.shares) == [2, 3, 3]
 
 
-@pytest.mark.parametrize("text", ["", "a", "1,-1", "0,0", "nan,1", "inf,1"])
+@pytest.mark.parametrize("text", ["", "a", "1,-1", "0,0", "nan,1", "inf,1", "1e308,1e308"])
 def test_a_tensor_split_that_is_none_is_told(text: str) -> None:
     with pytest.raises(UsageError, match="--tensor-split"):
         parse_tensor_split(text)
