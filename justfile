@@ -20,6 +20,10 @@ setup:
         command -v git >/dev/null 2>&1 || missing="$missing git"
         command -v ip >/dev/null 2>&1 || missing="$missing iproute2"
         command -v nft >/dev/null 2>&1 || missing="$missing nftables"
+        # for the fuzzer of the engine only
+        if ! command -v clang++ >/dev/null 2>&1 && ! ls /usr/bin/clang++-* >/dev/null 2>&1; then
+            missing="$missing clang libclang-rt-dev"
+        fi
     fi
     if [ -z "$missing" ]; then
         echo "nothing is missing"
@@ -89,6 +93,10 @@ fuzz *args:
 # kill -9 at every named point, on either side, N times each; --write: the figures go to docs/kills.md
 kills *args: build
     @python -m tests.kills_table "$@"
+
+# hostile sessions against the engine's server under sanitizers: ./just fuzz-engine [runs=N] [--write]
+fuzz-engine *args:
+    @nice -n 10 python -m tests.engine.fuzz.run "$@"
 
 # style, types, layers, patches
 check:
