@@ -266,6 +266,9 @@ def _check_step(parent: Grant, child: Grant) -> None:
     check_may_grant(parent, child.role)
     if child.expires_at > parent.expires_at:
         raise GrantError("the grant outlasts the one it hangs on: ask for a new invite")
+    if child.may_invite and child.depth >= MAX_DEPTH:
+        # It could not use the right, but have it renewed higher up, and speak as an inviter.
+        raise GrantError("the grant claims a right to invite beyond its depth: ask for a new one")
 
 
 def encode_grant(grant: Grant) -> bytes:

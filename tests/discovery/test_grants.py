@@ -220,13 +220,15 @@ def test_a_member_cannot_stretch_its_chain(change: dict[str, Any]) -> None:
         verify_grant(forged, mesh=MESH, peer=FRIEND.peer, now=NOW)
 
 
-def test_a_fourth_link_is_refused_even_where_the_third_claims_the_right() -> None:
+def test_a_third_link_that_claims_the_right_to_invite_is_refused() -> None:
+    """A founder would renew it as a second link, which has that right."""
     generous = resigned(replace(cousin_grant(), role=Role.PEER, may_invite=True), FRIEND)
+    with pytest.raises(GrantError, match="right to invite beyond"):
+        verify_grant(generous, mesh=MESH, peer=COUSIN.peer, now=NOW)
     fourth = Grant(
         MESH, STRANGER.peer, Role.PEER, NOW, NOW, LATER, False, 4, COUSIN.peer, b"", generous
     )
-    verify_grant(generous, mesh=MESH, peer=COUSIN.peer, now=NOW)
-    with pytest.raises(GrantError, match="no right to invite"):
+    with pytest.raises(GrantError, match="right to invite"):
         verify_grant(resigned(fourth, COUSIN), mesh=MESH, peer=STRANGER.peer, now=NOW)
 
 

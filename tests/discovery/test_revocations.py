@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from discovery import revocations
-from discovery.grants import GRANT_LIFETIME_S, Grant, Role, grant_digest, issue, issue_root
+from discovery.grants import (
+    GRANT_LABEL,
+    GRANT_LIFETIME_S,
+    Grant,
+    Role,
+    grant_digest,
+    issue,
+    issue_root,
+)
 from discovery.revocations import (
     MAX_SPARED,
     REMEMBERED_S,
@@ -337,6 +345,14 @@ def test_one_members_words_are_bounded_and_leave_room_for_others(
     with pytest.raises(RevocationError, match="too many"):
         book.add(by_root(FRIEND), NOW)
     assert book.add(by_root(OTHER, at=NOW + 1), NOW), "in place of what said less"
+
+
+def test_members_made_up_by_an_inviter_have_no_accounts_of_their_own() -> None:
+    made_up = Identity.generate()
+    generous = replace(under(FRIENDS, FRIEND, made_up), may_invite=True)
+    generous = replace(generous, signature=FRIEND.sign(GRANT_LABEL, generous.body()))
+    with pytest.raises(RevocationError, match="no right"):
+        RevocationBook().add(by_member(generous, made_up, COUSIN), NOW)
 
 
 def test_more_than_can_be_spared_are_cut() -> None:
