@@ -114,7 +114,9 @@ class Joining:
         redemption = ledger.invites.redeem(
             invite_id, secret, peer, ledger.now(), removed_at=removed_at
         )
-        grant = ledger.issue_grant(redemption.mesh, peer, redemption.role)
+        grant = ledger.issue_grant(
+            redemption.mesh, peer, redemption.role, chosen_at=invite.created_at
+        )
         reached("join.burned")
         ledger.save_invites()  # burned for good before the grant leaves
         return grant

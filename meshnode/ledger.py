@@ -152,15 +152,23 @@ class Ledger:
 
     # -- giving grants ------------------------------------------------------------------------
 
-    def issue_grant(self, mesh: bytes, peer: PeerId, role: Role) -> Grant:
-        """A place in `mesh` for `peer`, who was chosen just now. Raises `GrantError`."""
+    def issue_grant(
+        self, mesh: bytes, peer: PeerId, role: Role, *, chosen_at: int | None = None
+    ) -> Grant:
+        """A place in `mesh` for `peer`, who was chosen at `chosen_at`, or just now: an invite
+        chooses when it is made, so what was said against the peer later voids the grant, also
+        where we had not heard it. Raises `GrantError`."""
         own = self._own_or_refuse(mesh)
+        now = int(self.now())
+        since = now if chosen_at is None else min(now, chosen_at)
+        since = max(since, self.revocations.newest_against(peer, own) + 1)
         return issue(
             own,
             self.identity.sign,
             peer=peer,
             role=role,
-            issued_at=max(int(self.now()), self.revocations.newest_against(peer, own) + 1),
+            issued_at=max(now, since),
+            since=since,
             may_invite=role is Role.PEER,
         )
 

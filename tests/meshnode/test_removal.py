@@ -446,6 +446,36 @@ async def test_a_founder_from_an_old_disk_hears_its_own_word_before_the_removed_
                 assert founder.endpoint.session(out.peer) is None
 
 
+async def test_an_old_invite_at_an_inviter_from_an_old_disk_brings_nobody_back(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    """The removed peer has its old invite honoured before any other member connects."""
+    async with world_of_parties() as world:
+        async with ring_of(world, tmp_path, "founder", "ann", "out") as (founder, ann, out):
+            run_all(founder, ann, out)
+            await trio.testing.wait_all_tasks_blocked()
+            await join(founder, ann, out)
+            token = founder.invite()
+            shutil.copytree(tmp_path / "founder", tmp_path / "copy")
+            await trio.sleep(60)
+            remove(founder, out)
+            await trio.sleep(60)
+            assert out.membership.role_in(founder.mesh) is None
+        shutil.rmtree(tmp_path / "founder")
+        (tmp_path / "copy").rename(tmp_path / "founder")
+        for known in ("membership.json", "revocations.json"):  # it keeps to itself what it heard
+            (tmp_path / "out" / known).unlink()
+        async with ring_of(world, tmp_path, "founder", "out") as (founder, out):
+            run_all(founder, out)
+            await out.connections.join(token)
+            async with ring_of(world, tmp_path, "ann") as (ann,):
+                run_all(ann)
+                await trio.sleep(60)
+                assert ann.knows(founder)
+                assert not founder.lets_in(out)
+                assert not ann.lets_in(out)
+
+
 async def test_an_invite_withdrawn_stays_so_after_its_inviter_was_set_back(
     tmp_path: Path, autojump_clock: Clock
 ) -> None:
