@@ -10,7 +10,7 @@ know to be revoked in those meshes, before the other's grant gives any right:
 4. listener, once that is taken and the dialler's grants still hold: yes
 
 A side opens services at the other after the other has said that it checked (3 and 4). The same
-conversation on a session that stands replaces what was shown on it.
+conversation on a session that stands replaces what was shown on it, mesh by mesh.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from meshnode.introduction import (
     parse_revocation_page_untrusted,
     revocation_pages,
 )
-from meshnode.membership import HELLO_TIMEOUT_S, Acquaintance, Membership, patience
+from meshnode.membership import HELLO_TIMEOUT_S, Membership, patience
 from meshnode.messages import MessageStream
 from tunnels import Candidate, Session, Stream
 
@@ -53,7 +53,7 @@ class Introductions:
         peer has proven before. Raises `AccessError` when we share no mesh."""
         asked = {*meshes, *self._ledger.proven(session.peer)}
         shown = [mesh for mesh in sorted(asked) if self._ledger.grant(mesh)]
-        with trio.fail_after(HELLO_TIMEOUT_S):
+        with trio.fail_after(100):
             async with await session.open("hello") as stream:
                 messages = MessageStream(stream)
                 await messages.send(self._hello(candidates, shown))
@@ -65,7 +65,7 @@ class Introductions:
                     raise AccessError(self._refusal(session, shown))
                 known = self._membership.acquaint(session, word, good)
                 known.told |= heard
-                await self._tell(messages, known)
+                known.told |= await self._send_pages(messages, good)
                 if await messages.receive_or_end_untrusted() is None:
                     raise AccessError(
                         f"the node {session.peer.short} does not take this node's grant: ask for "
@@ -109,9 +109,6 @@ class Introductions:
             if not more:
                 return heard
         raise BadMessage("the peer tells of too many revocations")
-
-    async def _tell(self, messages: MessageStream, known: Acquaintance) -> None:
-        known.told |= await self._send_pages(messages, known.grants)
 
     async def _send_pages(
         self,

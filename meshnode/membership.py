@@ -171,11 +171,16 @@ class Membership:
     def acquaint(
         self, session: Session | None, word: Member, grants: Mapping[bytes, Grant]
     ) -> Acquaintance:
-        """From now on the peer may open here what these grants, verified, give."""
+        """From now on the peer may open here what these grants, verified, give.
+
+        What it has shown before on this session in other meshes stays: streams were opened by it,
+        and have to end with it.
+        """
         known = self._acquaintances.get(word.peer)
         if known is not None and known.session is session:
-            is_news = known.introduced and known.grants != grants
-            known.grants = dict(grants)
+            shown = {**known.grants, **grants}
+            is_news = known.introduced and known.grants != shown
+            known.grants = shown
             if is_news:  # another role, or a grant that ours may follow
                 self.notify()
         else:

@@ -377,6 +377,32 @@ async def test_a_removal_in_one_mesh_leaves_the_other_alone(
         assert set(one.membership.shown_by(two.peer)) == {two.mesh}
 
 
+async def test_what_was_opened_by_a_grant_ends_with_it_whatever_was_shown_since(
+    tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The removed peer shows its place in another mesh alone, where it may open nothing."""
+    async with parties(tmp_path, "lender", "other", "out") as (lender, other, out):
+        run_all(lender, other, out)
+        await trio.testing.wait_all_tasks_blocked()
+        await join(lender, out)
+        await join(other, out, role=Role.CLIENT)
+        await join(other, lender)
+        await trio.sleep(60)
+        await out.introduce_to(lender)
+        assert set(lender.membership.shown_by(out.peer)) == {lender.mesh, other.mesh}
+        session = lender.session(out)
+        stream = await out.session(lender).open("control")
+        await stream.send_all(b"a lease")
+        assert await stream.receive_some(7) == b"a lease"
+        monkeypatch.setattr(out.ledger, "proven", lambda _peer: frozenset({other.mesh}))
+        await out.introduce_to(lender)
+        lender.desk.answer({"op": "remove", "peer": str(out.peer), "mesh": "own"})
+        await trio.sleep(ON_HEARING_S)
+        assert session.closed.is_set()
+        with pytest.raises(TunnelError):
+            await stream.send_all(b"still there?")
+
+
 # -- old disks ------------------------------------------------------------------------------------
 
 
