@@ -150,15 +150,19 @@ class Connections:
         await self.introductions.introduce(session, self._endpoint.candidates(), meshes)
 
     async def _reintroduce(self, mesh: bytes) -> None:
-        """Shows what we are in `mesh` now to its members that are connected."""
-        for session in self.introduced():
-            if mesh not in self._membership.shown_by(session.peer):
-                continue
-            try:
-                with trio.fail_after(JOIN_TIMEOUT_S):
-                    await self._introduce(session)
-            except (TunnelError, MeshError, trio.TooSlowError) as error:
-                log.info("%s was not shown the new grant: %s", session.peer.short, error)
+        """Shows what we are in `mesh` now to its members that are connected, to all at once: one
+        that does not listen holds up no other."""
+        async with trio.open_nursery() as nursery:
+            for session in self.introduced():
+                if mesh in self._membership.shown_by(session.peer):
+                    nursery.start_soon(self._show_again, session)
+
+    async def _show_again(self, session: Session) -> None:
+        try:
+            with trio.fail_after(JOIN_TIMEOUT_S):
+                await self._introduce(session)
+        except (TunnelError, MeshError, trio.TooSlowError) as error:
+            log.info("%s was not shown the new grant: %s", session.peer.short, error)
 
     def _report_introduced(self, peer: PeerId) -> None:
         session = self._endpoint.session(peer)

@@ -53,7 +53,7 @@ class Introductions:
         peer has proven before. Raises `AccessError` when we share no mesh."""
         asked = {*meshes, *self._ledger.proven(session.peer)}
         shown = [mesh for mesh in sorted(asked) if self._ledger.grant(mesh)]
-        with trio.fail_after(100):
+        with trio.fail_after(HELLO_TIMEOUT_S):
             async with await session.open("hello") as stream:
                 messages = MessageStream(stream)
                 await messages.send(self._hello(candidates, shown))

@@ -9,6 +9,7 @@ SUSPECT_S and given up after `dead_after_s`.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -42,6 +43,7 @@ MAX_STREAMS = 100  # open at once in one session; a QUIC link carries 128 channe
 MAX_LINKS = 4
 RESUME_WITHIN_S = 5.0  # how long a stream waits for another link of a living session
 LINGER_S = 1.0
+SEE_OFF_S = 30.0  # for the other side to acknowledge more of a stream that was closed here
 REMEMBERED_STREAMS = 1024  # finished ones: a late RESUME is told so
 CHANNELS = Rate(per_s=50, burst=256)  # that the peer opens; beyond, they wait
 
@@ -253,10 +255,28 @@ class Session:
             number,
             opened_here=opened_here,
             state=state,
-            changed=self._forget,
+            changed=self._settle,
         )
         self._streams[opened_here, number] = stream
         return stream
+
+    def _settle(self, stream: Stream) -> None:
+        if stream.finished:
+            self._forget(stream)
+        else:
+            self._spawn(self._see_off, stream)
+
+    async def _see_off(self, stream: Stream) -> None:
+        """A closed stream keeps its place until its last bytes are acknowledged: by a peer that
+        does not, for ever. A tunnel acknowledges by itself, whatever its user does."""
+        key, kept_bytes = (stream.opened_here, stream.number), math.inf
+        while self._streams.get(key) is stream and stream.kept_bytes < kept_bytes:
+            kept_bytes = stream.kept_bytes
+            with trio.move_on_after(SEE_OFF_S):
+                while self._streams.get(key) is stream:
+                    await self._streams_changed.park()
+        if self._streams.get(key) is stream:
+            stream.reset("the end of the stream was not acknowledged")
 
     def _forget(self, stream: Stream) -> None:
         key = (stream.opened_here, stream.number)

@@ -151,6 +151,8 @@ class Stream(trio.abc.HalfCloseableStream):
             self._state.stop()
             self._flush()
             self._wake()
+            if self.lingering:
+                self._changed(self)
         await trio.lowlevel.checkpoint()
 
     def reset(self, reason: str) -> None:
@@ -184,6 +186,11 @@ class Stream(trio.abc.HalfCloseableStream):
     def lingering(self) -> bool:
         """Closed here, and what was sent has not all arrived yet."""
         return self._closed and not self._state.finished
+
+    @property
+    def kept_bytes(self) -> int:
+        """Sent, and not yet acknowledged."""
+        return self._state.kept_bytes
 
     def release(self) -> None:
         self._state.release()

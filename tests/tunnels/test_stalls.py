@@ -12,14 +12,15 @@ from tests.lab.nodes import Pair, echo, two_nodes
 from tests.tunnels.test_endpoint import first_initial
 from tests.tunnels.test_hostile_peers import raw_channel
 from tests.tunnels.test_identity_attacks import Conversation, dialler, raw_link
-from tunnels import DialFailed, quic_transport
+from tunnels import DialFailed, Stream, quic_transport
 from tunnels.dial import GIVE_UP_S
 from tunnels.endpoint import ACCEPT_TIMEOUT_S
-from tunnels.frames import End, Open, Resume, Stop, encode
+from tunnels.frames import Ack, End, Open, Resume, Stop, encode
 from tunnels.link import Link
 from tunnels.opening import DRAIN_TIMEOUT_S, HEADER_TIMEOUT_S
 from tunnels.quic import QuicChannel
 from tunnels.quic_transport import QuicTransport
+from tunnels.session import SEE_OFF_S
 
 LATE_S = 1.0
 
@@ -160,3 +161,36 @@ def test_the_limits_are_what_this_page_says() -> None:
     limits_s = (ACCEPT_TIMEOUT_S, HEADER_TIMEOUT_S, DRAIN_TIMEOUT_S, GIVE_UP_S)
     assert limits_s == (5.0, 5.0, 10.0, 7.5)
     assert quic_transport.IDLE_TIMEOUT_S == 120.0
+
+
+@pytest.mark.parametrize("acknowledges", [True, False])
+async def test_a_closed_stream_is_seen_off_as_long_as_it_is_acknowledged(
+    acknowledges: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    steps = 4
+
+    async def answer_and_close(stream: Stream) -> None:
+        for _ in range(steps):
+            await stream.send_all(b"x")
+
+    async with two_nodes() as pair:
+        pair.bob.endpoint.serve("short", answer_and_close)
+        session = await pair.connect()
+        [bobs] = pair.bob.endpoint.sessions()
+        channel = await raw_channel(session)
+        channel.send(encode(Open(0, 1 << 20, "short")))
+        await trio.sleep(LATE_S)
+        for taken in range(1, steps + 1):
+            await trio.sleep(SEE_OFF_S - 2 * LATE_S)
+            assert bobs._streams
+            if acknowledges:
+                channel.send(encode(Ack(taken, 1 << 20)))
+            await trio.sleep(2 * LATE_S)
+            assert bool(bobs._streams) is acknowledges
+            if not acknowledges:
+                break
+        else:
+            channel.send(encode(Ack(steps + 1, 1 << 20)) + encode(End(0)))
+            await trio.sleep(LATE_S)
+            assert not bobs._streams
+        assert not session.closed.is_set()
