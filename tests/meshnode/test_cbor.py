@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import cbor2
 import pytest
 
-from meshnode.cbor import BadCbor, loads_untrusted
+from meshnode.cbor import MAX_VALUES, BadCbor, loads_untrusted
 
 
 def test_plain_values_are_read() -> None:
@@ -40,3 +42,24 @@ def test_a_number_of_half_a_megabyte_is_refused_at_once() -> None:
 def test_odd_shapes_are_refused(data: bytes) -> None:
     with pytest.raises(BadCbor):
         loads_untrusted(data)
+
+
+@pytest.mark.parametrize("item", [b"\xa0", b"\x80", b"\x60", b"\x18\x18", b"\xf9\x00\x00"])
+def test_a_message_of_very_many_values_is_refused_before_they_are_made(item: bytes) -> None:
+    """16 MiB of empty maps become 1.2 GiB of them, and keep a core busy for a second."""
+    count = MAX_VALUES + 1
+    data = b"\x9a" + count.to_bytes(4, "big") + item * count
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadCbor, match="too many values"):
+            loads_untrusted(data)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_a_model_of_twenty_thousand_tensors_needs_is_read() -> None:
+    row = ["blk.100.ffn_gate_exps.weight", 12, 2**40, 1, 1, 1, 2**40, bytes(32)]
+    rows = [row] * 20_000
+    assert loads_untrusted(cbor2.dumps(rows)) == rows
+    assert loads_untrusted(cbor2.dumps({"wanted": b"\xa0" * (4 * MAX_VALUES)}))
