@@ -19,6 +19,7 @@ import cbor2
 INTEGERS = (0, 1, 2, 7, 8, 15, 16, 31, 32, 33, 63, 64, 65, 127, 128, 255, 256, 1024, 4095, 4096)
 POWERS = (8, 15, 16, 24, 31, 32, 33, 40, 53, 62, 63, 64, 65, 128)
 MAX_DEPTH = 64
+MAX_TEXT = 4 << 20  # inputs are cut at far less; what is repeated again and again ends here
 INFLATED_BYTES = 32 * 1024
 
 
@@ -188,7 +189,8 @@ class _TreeFormat:
         if roll < 0.3:
             return value[:at]
         if roll < 0.4:
-            return value * dice.choice((2, 9, 600))
+            times = dice.choice((2, 9, 600))
+            return value * (times if len(value) * times <= MAX_TEXT else 1)
         odd = dice.choice(_ODD_TEXTS)
         piece = odd if isinstance(value, str) else odd.encode("utf-8", "surrogatepass")
         return value[:at] + piece + value[at + 1 :]  # type: ignore[operator]
