@@ -92,6 +92,10 @@ class RevocationError(Exception):
     """A revocation that cannot be read, or that its issuer may not state."""
 
 
+class BookFull(RevocationError):
+    """It may hold, and there is no room for it: `Bounds` above."""
+
+
 class BadRevocationState(Exception):
     """Saved state that no book wrote."""
 
@@ -355,7 +359,7 @@ class RevocationBook:
         limit = MAX_BY_ROOT if account == root else MAX_BY_MEMBER
         by_members = len(accounts) - by_root - freed
         if ours >= limit or (account != root and by_members >= MAX_BY_MEMBERS):
-            raise RevocationError("too many revocations are kept of this mesh already")
+            raise BookFull("too many revocations are kept of this mesh already")
 
     def _enter(self, revocation: Revocation) -> None:
         about = self._said.setdefault((revocation.mesh, revocation.subject), [])

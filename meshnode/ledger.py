@@ -26,12 +26,13 @@ from discovery.grants import (
 from discovery.invites import BadInviteState, Invite, InviteBook
 from discovery.revocations import (
     BadRevocationState,
+    BookFull,
     Revocation,
     RevocationBook,
     RevocationError,
 )
 from discovery.roster import BadRosterState, Member, Roster
-from meshnode.errors import MeshError
+from meshnode.errors import BadMessage, MeshError
 from meshnode.state import Home
 from tunnels import Identity, PeerId
 
@@ -265,21 +266,29 @@ class Ledger:
         """Takes what others say was taken back, each one that is right; returns the news.
 
         What was heard is on disk before it counts. Where the disk refuses, it counts all the same:
-        `MeshError` is raised then, and `settle` tries again.
+        `MeshError` is raised then, and `settle` tries again. What comes after one that nobody said
+        is not looked at, and `BadMessage` raised: whoever passes it on has not checked it, as
+        members do, and checking is work.
         """
         news: list[Revocation] = []
+        wrong: RevocationError | None = None
         for one in revocations:
             try:
                 if self.revocations.add(one, self.now()):
                     news.append(one)
-            except RevocationError as error:
+            except BookFull as error:
                 log.warning("a revocation by %s is not taken: %s", one.issuer.short, error)
+            except RevocationError as error:
+                wrong = error
+                break
         if news:
             self._revocations_unsaved = True
             try:
                 self._save_revocations()
             finally:
                 self.apply_revocations()
+        if wrong is not None:
+            raise BadMessage(f"what the peer says was revoked does not hold: {wrong}")
         return tuple(news)
 
     def apply_revocations(self) -> None:

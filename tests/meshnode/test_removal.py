@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
+from discovery import revocations
 from discovery.grants import Role
+from discovery.revocations import REMEMBERED_S, Revocation, revoke_peer
 from meshnode.errors import AccessError, DiskFull, MeshError, UsageError
 from meshnode.events import Kind
 from meshnode.state import Home
@@ -173,6 +176,41 @@ async def test_it_counts_although_the_disk_is_full_and_is_written_later(
             assert not (ann.home.folder / "revocations.json").exists()
         await trio.sleep(5)
         assert out.peer.key.hex() in (ann.home.folder / "revocations.json").read_text()
+
+
+async def test_a_peer_that_passes_on_what_nobody_said_is_not_heard_out(
+    tmp_path: Path,
+    autojump_clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each signature costs a fraction of a millisecond, and a page holds a hundred."""
+    looked_at: list[Revocation] = []
+    verify = revocations.verify_revocation
+
+    def count(one: Revocation) -> None:
+        looked_at.append(one)
+        verify(one)
+
+    async with ring(tmp_path, "founder", "ann", "ben") as (founder, ann, ben):
+        said = revoke_peer(
+            ann.ledger.identity.sign,
+            mesh=founder.mesh,
+            peer=ben.peer,
+            issuer=ann.peer,
+            at=int(ann.ledger.now()),
+            grant=ann.ledger.grant(founder.mesh),
+        )
+        later = [said.at + n for n in range(1, 100)]
+        forged = [replace(said, at=at, until=at + REMEMBERED_S) for at in later]
+        monkeypatch.setattr(revocations, "verify_revocation", count)
+        caplog.clear()
+        assert not await ann.connections.removal.tell(ann.session(founder), [said, *forged])
+        assert looked_at[:2] == [said, forged[0]]
+        assert forged[1] not in looked_at
+        assert len(caplog.records) < 10
+        assert founder.ledger.revocations.knows(said)
+        assert founder.lets_in(ben), "ann does not stand above ben"
 
 
 # -- chains ---------------------------------------------------------------------------------------
