@@ -282,18 +282,22 @@ class Administration:
         return fits[0]
 
     def _member(self, text: str, mesh_text: str | None) -> tuple[bytes, PeerId]:
-        """The place that is meant: by name, by id, or by the first eight letters of one."""
+        """The place that is meant: by id, or else by name, or by the first eight letters of an id.
+
+        Names are the members' own choice, another one's id among them: a whole id is no name."""
         within = self._ledger.meshes() if mesh_text is None else (self._mesh(str(mesh_text)),)
         places = [(mesh, grant.peer) for mesh in within for grant in self._ledger.members_of(mesh)]
-        us = self._ledger.identity.peer
-        if text == self._membership.name or _is_beginning(text, us):
+        whole = _whole_id(text)
+
+        def is_meant(peer: PeerId) -> bool:
+            if whole is not None:
+                return peer == whole
+            return text == self._membership.member_name(peer) or _is_beginning(text, peer)
+
+        if is_meant(self._ledger.identity.peer):
             raise UsageError("this node itself is meant: use `mesh leave`")
-        fits = [
-            (mesh, peer)
-            for mesh, peer in places
-            if text == self._membership.member_name(peer) or _is_beginning(text, peer)
-        ]
-        if not fits and (whole := _whole_id(text)) is not None and self._ledger.own_mesh in within:
+        fits = [(mesh, peer) for mesh, peer in places if is_meant(peer)]
+        if not fits and whole is not None and self._ledger.own_mesh in within:
             return self._ledger.own_mesh, whole
         peers = {peer for _, peer in fits}
         if len(peers) > 1:

@@ -304,6 +304,20 @@ async def test_two_members_of_one_name_are_told_apart_by_their_ids(
         assert not founder.lets_in(ben)
 
 
+async def test_who_takes_another_ones_id_for_a_name_protects_nobody(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with ring(tmp_path, "founder", "ann", "ben") as (founder, ann, ben):
+        for one, other in ((ann, ben), (ben, ann)):
+            one.membership.name = str(other.peer)
+            await one.introduce_to(founder)
+        founder.membership.name = str(ben.peer)
+        answer = founder.desk.answer({"op": "remove", "peer": str(ben.peer)})
+        assert answer["peer"] == str(ben.peer)
+        assert founder.lets_in(ann)
+        assert not founder.lets_in(ben)
+
+
 # -- leaving --------------------------------------------------------------------------------------
 
 
