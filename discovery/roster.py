@@ -103,9 +103,12 @@ class Roster:
         known = self._members.get(member.peer)
         if known is None and len(self._members) >= MAX_HEARSAY:
             return False
-        if known is not None and known.seq >= member.seq:
-            return False
-        return self.merge(member)
+        return self.is_older_than(member) and self.merge(member)
+
+    def is_older_than(self, member: Member) -> bool:
+        """Whether the member is not known, or its number is higher than that of what is."""
+        known = self._members.get(member.peer)
+        return known is None or known.seq < member.seq
 
     def saw(self, peer: PeerId, now: float) -> None:
         """The peer was heard from at `now`; nothing for one that is no member."""

@@ -53,12 +53,13 @@ class Hearsay:
         for mesh in self._membership.shown_by(known.peer):
             for grant in self._ledger.members_of(mesh):
                 member = self._membership.member(grant.peer)
-                if member is None or grant.peer == known.peer or not member.is_signed():
+                if member is None or grant.peer == known.peer:
                     continue
                 if self._ledger.why_void(grant) is not None:
                     continue
                 said = (member.name, member.candidates, grant)
-                if known.told_of.get((mesh, grant.peer)) != said:
+                # The signature last: looking at one is work, and there are peers x members.
+                if known.told_of.get((mesh, grant.peer)) != said and member.is_signed():
                     known.told_of[mesh, grant.peer] = said
                     news.append((member, grant))
         return news
@@ -99,4 +100,5 @@ class Hearsay:
             except GrantError as error:
                 log.info("%s tells of %s: %s", teller.short, member.peer.short, error)
         if news:
+            self._ledger.save_members()
             self._membership.notify()

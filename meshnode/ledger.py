@@ -232,22 +232,23 @@ class Ledger:
             self.save_members()
 
     def hear_of(self, word: Member, grant: Grant) -> bool:
-        """Takes what another member passes on, signed by whom it is about. Says whether it is news.
+        """Takes what another member passes on, signed by whom it is about. Says whether it is news:
+        then `save_members` is due.
 
         Raises `GrantError` where the grant does not make it a member.
         """
-        if word.peer == self.identity.peer or not word.is_signed():
-            return False
-        self.verify(grant, word.peer)
         known = self._shown.get((grant.mesh, word.peer))
         is_newer = known is None or known.issued_at < grant.issued_at
+        if word.peer == self.identity.peer or not (is_newer or self.roster.is_older_than(word)):
+            return False  # before any signature is looked at, which is work
+        if not word.is_signed():
+            return False
+        self.verify(grant, word.peer)
         news = self.roster.merge_hearsay(word)
         if self.roster.get(word.peer) is None:
             return False  # there is no room
         if is_newer:
             self._shown[grant.mesh, word.peer] = grant
-        if news or is_newer:
-            self.save_members()
         return news or is_newer
 
     def _forget_members(self, places: Iterable[tuple[bytes, PeerId]]) -> None:

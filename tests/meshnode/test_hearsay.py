@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
 from discovery.grants import Role
 from discovery.roster import Member
-from meshnode.introduction import record_pages
+from meshnode.introduction import MAX_RECORDS, record_pages
 from meshnode.messages import MessageStream
 from tests.lab.parties import Party, parties, recorded_messages
 from tunnels import Candidate, Identity
@@ -95,3 +96,56 @@ async def test_nobody_is_made_up_or_moved(tmp_path: Path, autojump_clock: Clock)
             assert await messages.receive_or_end_untrusted() is None
         assert founder.membership.member(ghost.peer) is None
         assert founder.membership.member(ann.peer) == known
+
+
+async def test_what_is_known_already_costs_no_signature_and_no_write(
+    tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with parties(tmp_path, "founder", "one", "two") as (founder, one, two):
+        await start(founder, one, two)
+        for worker in (one, two):
+            await worker.connections.join(founder.invite())
+        await trio.sleep(SOON_S)
+        word = founder.membership.member(two.peer)
+        grant = founder.ledger.shown(founder.mesh, two.peer)
+        assert word is not None
+        assert grant is not None
+        checked: list[object] = []
+
+        def look_at(member: Member) -> bool:
+            checked.append(member)
+            return True
+
+        monkeypatch.setattr(Member, "is_signed", look_at)
+        monkeypatch.setattr(founder.home, "save_json", checked.append)
+        async with await one.session(founder).open("roster") as stream:
+            messages = MessageStream(stream)
+            for page in record_pages([(word, grant)] * 100):
+                await messages.send(page)
+            await stream.send_eof()
+            assert await messages.receive_or_end_untrusted() is None
+        assert checked == []
+
+
+async def test_a_page_of_news_is_one_write(
+    tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with parties(tmp_path, "founder", "one") as (founder, one):
+        await start(founder, one)
+        await one.connections.join(founder.invite())
+        await trio.sleep(SOON_S)
+        news = []
+        for n in range(MAX_RECORDS):
+            new = Identity.generate()
+            grant = founder.ledger.issue_grant(founder.mesh, new.peer, Role.WORKER)
+            news.append((Member(new.peer, f"new{n}", seq=1).signed(new.sign), grant))
+        writes: list[str] = []
+        monkeypatch.setattr(founder.home, "save_json", lambda name, _: writes.append(name))
+        async with await one.session(founder).open("roster") as stream:
+            messages = MessageStream(stream)
+            (page,) = record_pages(news)
+            await messages.send(page)
+            await stream.send_eof()
+            assert await messages.receive_or_end_untrusted() is None
+        assert writes == ["membership.json"]
+        assert all(founder.membership.member(word.peer) for word, _ in news)
