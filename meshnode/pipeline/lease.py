@@ -59,6 +59,7 @@ LEASE_ID_BYTES = 8
 REQUEST_TIMEOUT_S = 30.0  # to say what is wanted, 16 MiB at most; and to take each answer
 MAX_UNHEARD = 2  # requests of one peer that are still arriving: memory for each
 MAX_LEASES_OF_ONE = 8
+MAX_LEASES = 32  # in all: each is a process, however little it asks for
 
 log = logging.getLogger(__name__)
 RPC_SOCKET = "rpc.sock"
@@ -243,6 +244,8 @@ class LeaseDesk:
             raise ResourceError(
                 f"{self._name} lends to this node {MAX_LEASES_OF_ONE} times already: end one first"
             )
+        if len(self._leases) >= MAX_LEASES:
+            raise ResourceError(f"{self._name} lends {MAX_LEASES} times already: try again later")
         usable_bytes = self.usable_bytes()
         if request.memory_bytes > usable_bytes:
             raise ResourceError(
