@@ -86,7 +86,8 @@ class Hearsay:
                 message = await messages.receive_or_end_untrusted()
                 if message is None:
                     break
-                self._take(stream.peer, parse_records_untrusted(message, self._ledger.now()))
+                async with self._membership.hearing.of(stream.peer):
+                    self._take(stream.peer, parse_records_untrusted(message, self._ledger.now()))
             await stream.send_eof()
 
     def _take(self, teller: PeerId, records: list[Record]) -> None:

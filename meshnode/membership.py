@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from time import thread_time
 
 import trio
 
@@ -23,10 +24,13 @@ from meshnode.events import Emit, Event, Kind
 from meshnode.ledger import GrantRevoked, Ledger
 from meshnode.state import Home
 from tunnels import Identity, PeerId, Session, Stream
+from tunnels.allowance import Buckets, Rate
 
 log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 10.0
+HEARING = Rate(per_s=0.03, burst=1.0)
+"""Processor seconds a second. Four thousand statements, more than a mesh's book holds, cost one."""
 
 
 @dataclass
@@ -63,6 +67,7 @@ class Membership:
         self.present_session: Callable[[PeerId], Session | None] = lambda _peer: None
         self.on_introduced: Callable[[PeerId], None] = lambda _peer: None
         self.emit: Emit = lambda _event: None
+        self.hearing = Hearing()
         self._acquaintances: dict[PeerId, Acquaintance] = {}
 
     # -- what others ask ----------------------------------------------------------------------
@@ -261,6 +266,25 @@ class Membership:
         """Somebody came, went, or is heard of."""
         self.changed.set()
         self.changed = trio.Event()
+
+
+class Hearing:
+    """I give each peer a share of our processor for what it tells: signatures to be looked at,
+    files to be written. What its links cost is counted elsewhere (`tunnels.allowance`)."""
+
+    def __init__(self) -> None:
+        self._shares = Buckets(HEARING)
+
+    @contextlib.asynccontextmanager
+    async def of(self, peer: PeerId) -> AsyncIterator[None]:
+        """Around work that does not wait; what it has cost too much is waited for after it."""
+        began_s = thread_time()
+        try:
+            yield
+        finally:
+            spent_s = thread_time() - began_s
+            wait_s = self._shares.spend(peer, trio.current_time(), spent_s)
+        await trio.sleep(wait_s)
 
 
 @contextlib.contextmanager

@@ -118,7 +118,7 @@ class Removal:
         with patience(stream):
             messages = MessageStream(stream)
             meshes = frozenset(self._membership.shown_by(stream.peer))
-            heard = await self._introductions.hear(messages, meshes)
+            heard = await self._introductions.hear(stream.peer, messages, meshes)
             for known in self._membership.acquaintances():
                 if known.peer == stream.peer:
                     known.told |= heard

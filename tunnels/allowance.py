@@ -92,11 +92,20 @@ class Buckets:
         return len(self._buckets)
 
     def take(self, key: Hashable, now: float) -> bool:
+        return self._bucket(key, now).take(now)
+
+    def spend(self, key: Hashable, now: float, amount: float) -> float:
+        """Take `amount`, into debt if need be; how long until that is paid."""
+        bucket = self._bucket(key, now)
+        bucket.spend(now, amount)
+        return bucket.wait_s(now)
+
+    def _bucket(self, key: Hashable, now: float) -> Bucket:
         bucket = self._buckets.get(key)
         if bucket is None:
             self._make_room(now)
             bucket = self._buckets[key] = Bucket(self._rate, now)
-        return bucket.take(now)
+        return bucket
 
     def _make_room(self, now: float) -> None:
         while self._buckets:

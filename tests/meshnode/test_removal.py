@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,9 +16,11 @@ import trio.testing
 
 from discovery import revocations
 from discovery.grants import Role
-from discovery.revocations import REMEMBERED_S, Revocation, revoke_peer
+from discovery.revocations import REMEMBERED_S, Revocation, encode_revocation, revoke_peer
+from meshnode import membership
 from meshnode.errors import AccessError, DiskFull, MeshError, UsageError
 from meshnode.events import Kind
+from meshnode.messages import MessageStream
 from meshnode.state import Home
 from tests.lab.datagrams import World
 from tests.lab.parties import Party, parties, party, recorded_messages, world_of_parties
@@ -211,6 +215,43 @@ async def test_a_peer_that_passes_on_what_nobody_said_is_not_heard_out(
         assert len(caplog.records) < 10
         assert founder.ledger.revocations.knows(said)
         assert founder.lets_in(ben), "ann does not stand above ben"
+
+
+async def test_a_peer_that_makes_work_of_the_truth_is_heard_slowly(
+    tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says the same of one member again and again, each time a moment later: each is news."""
+    async with ring(tmp_path, "founder", "ann", "ben") as (founder, ann, ben):
+        pages: list[object] = []
+        take = founder.membership.take
+
+        def count(said: list[Revocation]) -> None:
+            pages.append(said)
+            take(said)
+
+        async def pour(stream: Stream) -> None:
+            messages = MessageStream(stream)
+            for at in range(int(ann.ledger.now()), int(ann.ledger.now()) + 1000):
+                said = revoke_peer(
+                    ann.ledger.identity.sign,
+                    mesh=founder.mesh,
+                    peer=ben.peer,
+                    issuer=ann.peer,
+                    at=at,
+                    grant=ann.ledger.grant(founder.mesh),
+                )
+                page = [encode_revocation(said)]
+                await messages.send({"revocations": page, "more": True})
+
+        monkeypatch.setattr(founder.membership, "take", count)
+        monkeypatch.setattr(membership, "thread_time", itertools.count(step=0.1).__next__)
+        with trio.move_on_after(60):
+            while True:
+                with contextlib.suppress(TunnelError):
+                    async with await ann.session(founder).open("revocations") as stream:
+                        await pour(stream)
+        assert 10 <= len(pages) < 50, "a second's worth, and then three hundredths of each"
+        assert founder.knows(ann)
 
 
 # -- chains ---------------------------------------------------------------------------------------

@@ -54,6 +54,14 @@ def test_keys_do_not_touch_one_another_and_full_ones_are_forgotten() -> None:
     assert len(buckets) == 1, "the two that are full again are nobody special"
 
 
+def test_each_key_pays_its_own_debts() -> None:
+    buckets = Buckets(Rate(per_s=2, burst=4), limit=3)
+    assert buckets.spend("a", 0.0, 3) == 0
+    assert buckets.spend("a", 0.0, 3) == 1.0
+    assert buckets.spend("b", 0.0, 3) == 0
+    assert buckets.spend("a", 2.0, 2) == 0
+
+
 def test_a_thousand_keys_take_the_room_of_a_few() -> None:
     buckets = Buckets(Rate(per_s=1, burst=2), limit=3)
     for key in range(1000):
