@@ -25,8 +25,8 @@ from aioquic.quic.packet import (
 from aioquic.quic.retry import QuicRetryTokenHandler
 
 from tunnels import quic_tuning as tuning
-from tunnels.allowance import SHARED, Bucket, Share
-from tunnels.door import Door, Verdict
+from tunnels.allowance import Budget
+from tunnels.door import Door, Verdict, network_of
 from tunnels.errors import LinkClosed, WrongPeer
 from tunnels.handshake import Role
 from tunnels.identity import Identity, certificate_hash, certificate_peer
@@ -72,7 +72,7 @@ class QuicTransport:
         self._accept = accept
         self._links: dict[bytes, QuicLink] = {}
         self._door = Door(trio.current_time())
-        self._shared = Bucket(SHARED, trio.current_time())
+        self._budget = Budget(trio.current_time())
         self._tokens = QuicRetryTokenHandler()
         self._unreachable: dict[Address, str] = {}
         self._dialling: Counter[Address] = Counter()
@@ -101,7 +101,8 @@ class QuicTransport:
         self._dialling[address] += 1
         try:
             quic.connect(VIRTUAL_ADDRESS, now=trio.current_time())
-            self._start(link)
+            self._nursery.start_soon(self._run_link, link)
+            link.pump()
             await self._established(link, address)
             self._pin(link, expect)
         except BaseException:
@@ -228,7 +229,8 @@ class QuicTransport:
             return  # noise that looked like an Initial
         self._route_add(link, cid)
         self._route_add(link, quic.host_cid)
-        self._start(link)
+        self._nursery.start_soon(self._run_link, link)
+        link.pump_charged()
         self._nursery.start_soon(self._hear, link, sender[0])
 
     async def _hear(self, link: QuicLink, host: str) -> None:
@@ -239,16 +241,12 @@ class QuicTransport:
 
     def _adopt(self, quic: tuning.BoundedConnection, role: Role, remote: Address) -> QuicLink:
         tuning.pace(quic, same_machine=self._is_this_machine(remote[0]))
-        share = Share(self._shared, trio.current_time())
+        share = self._budget.share(network_of(remote[0]))
         link = QuicLink(quic, role, remote, self._socket.send, share)
         link.on_route = lambda cid, add: (
             self._route_add(link, cid) if add else self._route_drop(cid)
         )
         return link
-
-    def _start(self, link: QuicLink) -> None:
-        self._nursery.start_soon(self._run_link, link)
-        link.pump()
 
     async def _run_link(self, link: QuicLink) -> None:
         try:

@@ -112,7 +112,7 @@ def run_attack(pipe: Connection, name: str, target: Target, core: int) -> None:
     async def main() -> None:
         while await trio.to_thread.run_sync(pipe.recv) == "start":
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(ATTACKS[name][1], target)
+                nursery.start_soon(ATTACKS[name].run, target)
                 await trio.to_thread.run_sync(pipe.recv)
                 nursery.cancel_scope.cancel()
             pipe.send("stopped")
@@ -178,11 +178,12 @@ class Flood:
 
     def __init__(self, name: str, target: Target) -> None:
         self._near, far = multiprocessing.Pipe()
+        self._settle_s = ATTACKS[name].settle_s
         self._process = _spawn(run_attack, far, name, target, ATTACKER_CORE)
 
     async def start(self) -> None:
         self._near.send("start")
-        await trio.sleep(SETTLE_S)
+        await trio.sleep(self._settle_s)
 
     async def stop(self) -> None:
         self._near.send("stop")
@@ -268,7 +269,7 @@ def table(results: list[Result]) -> str:
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {ATTACKS[one.name][0]} | {one.bulk[0]:.2f}, {one.bulk[1]:.2f} "
+        f"| {ATTACKS[one.name].what} | {one.bulk[0]:.2f}, {one.bulk[1]:.2f} "
         f"| {one.trips[0]:.2f}, {one.trips[1]:.2f} | {one.cpu:.0%} | {one.grown_mib:.0f} |"
         for one in results
     ]
