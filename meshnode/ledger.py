@@ -17,6 +17,7 @@ from discovery.grants import (
     GrantError,
     Role,
     encode_grant,
+    is_dated_ahead,
     issue,
     issue_root,
     parse_grant_untrusted,
@@ -118,9 +119,12 @@ class Ledger:
         self.save_members()
 
     def renew_own_mesh(self) -> bool:
-        """Founds our own mesh, or signs our place in it anew when that is due. Says whether."""
-        grant = self._grants.get(self.own_mesh)
-        if grant is not None and not renewal_due(grant, self.now()):
+        """Founds our own mesh, or signs our place in it anew when that is due. Says whether.
+
+        Also one that our own clock dated ahead before it was set right: nobody takes that.
+        """
+        grant, now = self._grants.get(self.own_mesh), self.now()
+        if grant is not None and not (renewal_due(grant, now) or is_dated_ahead(grant, now)):
             return False
         own = issue_root(
             self._root.sign,
