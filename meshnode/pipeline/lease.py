@@ -34,8 +34,9 @@ from meshnode.errors import (
     out_of_files,
 )
 from meshnode.events import Emit, Event, Kind
+from meshnode.membership import Hearing
 from meshnode.messages import MANIFEST_MESSAGE_BYTES, MessageStream
-from meshnode.models.manifest import offered_files
+from meshnode.models.manifest import BadManifest, from_wire_untrusted, offered_files
 from meshnode.models.shelf import LocalMatch, Progress, Shelf
 from meshnode.nurseries import accompanied_by, bare_nursery
 from meshnode.paths import socket_path
@@ -107,6 +108,7 @@ class LeaseDesk:
         self._server_pids: set[int] = set()
         self._unheard: Counter[PeerId] = Counter()
         self._use = LeaseUse()
+        self._reading = Hearing()  # manifests: one of 25,000 tensors takes a tenth of a second
 
     @property
     def leases(self) -> tuple[Lease, ...]:
@@ -267,6 +269,11 @@ class LeaseDesk:
 
     async def _match(self, messages: MessageStream, lease: Lease) -> LocalMatch:
         """The model's tensors as our files have them; a first digest is told as it goes."""
+        async with self._reading.of(lease.owner):
+            try:
+                wanted = from_wire_untrusted(lease.wanted)
+            except BadManifest as error:
+                raise BadMessage(str(error)) from None
         progress = Progress()
 
         async def tell() -> None:
@@ -277,7 +284,7 @@ class LeaseDesk:
                 )
 
         async with accompanied_by(tell):
-            match = await self._shelf.match(lease.wanted, lease.model, progress)
+            match = await self._shelf.match(wanted, lease.model, progress)
         return match
 
     async def _lend_until_end(

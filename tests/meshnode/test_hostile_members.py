@@ -90,7 +90,7 @@ async def test_a_peer_that_makes_work_of_the_truth_is_heard_slowly(
                 await messages.send({"revocations": page, "more": True})
 
         monkeypatch.setattr(founder.membership, "take", count)
-        monkeypatch.setattr(membership, "thread_time", itertools.count(step=0.1).__next__)
+        monkeypatch.setattr(membership, "perf_counter", itertools.count(step=0.1).__next__)
         with trio.move_on_after(60):
             while True:
                 with contextlib.suppress(TunnelError):
