@@ -216,10 +216,14 @@ async def control(target: Target) -> None:
 
 
 ATTACKS = {
-    "tokens": Attack("guessed secrets of a token, old and new keys", guessed_tokens),
-    "hellos": Attack("introductions as large as they may be", hellos, settle_s=BURST_S),
-    "revocations": Attack(
-        "revocations and members, restated, forged, made up", revocations, settle_s=BURST_S
+    "tokens": Attack("guessed secrets of a token, by an old key and new ones", guessed_tokens),
+    "hellos": Attack(
+        "by a member: introductions as large as they may be", hellos, settle_s=BURST_S
     ),
-    "control": Attack("leases that are refused, without end", control, settle_s=BURST_S),
+    "revocations": Attack(
+        "by a member: revocations and members, restated, forged, made up",
+        revocations,
+        settle_s=BURST_S,
+    ),
+    "control": Attack("by a member: facts and leases that are refused", control, settle_s=BURST_S),
 }
