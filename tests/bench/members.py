@@ -22,6 +22,7 @@ from discovery.revocations import REMEMBERED_S, Revocation, encode_revocation, r
 from discovery.roster import Member as Word
 from discovery.token import SECRET_BYTES, parse_untrusted
 from meshnode.cbor import MAX_VALUES
+from meshnode.errors import MeshError
 from meshnode.introduction import (
     MAX_CANDIDATES,
     MAX_RECORDS,
@@ -30,6 +31,7 @@ from meshnode.introduction import (
 )
 from meshnode.messages import MessageStream
 from tests.bench.attackers import (
+    PATIENCE_S,
     Attack,
     PolicedNetwork,
     Target,
@@ -39,7 +41,7 @@ from tests.bench.attackers import (
     with_session,
 )
 from tests.bench.flooded import ENGINE_KEY, LENT_BYTES, Member, member
-from tunnels import Candidate, Identity, Session
+from tunnels import Candidate, Identity, Session, TunnelError
 
 STATEMENTS = 200  # on a page of revocations: 48 KiB
 TENSORS = 25_000  # in a manifest, of nine values each
@@ -95,13 +97,16 @@ def _folder() -> Path:
 async def _as_member(target: Target, attack: Callable[[Member], Awaitable[None]]) -> None:
     network = PolicedNetwork(Uplink())
     while True:
-        async with (
-            member(_folder(), target, network) as attacker,
-            trio.open_nursery() as nursery,
-        ):
-            nursery.start_soon(attack, attacker)
-            await attacker.session.closed.wait()
-            nursery.cancel_scope.cancel()
+        try:
+            async with (
+                member(_folder(), target, network) as attacker,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(attack, attacker)
+                await attacker.session.closed.wait()
+                nursery.cancel_scope.cancel()
+        except* (MeshError, TunnelError):
+            await trio.sleep(PATIENCE_S / 4)  # it may have asked for its own hello too often
 
 
 def _grant(attacker: Member, target: Target) -> Grant:
