@@ -81,6 +81,7 @@ class Endpoint:
         self._socket: DatagramSocket | None = None
         self._transports: dict[str, Transport] = {}
         self._nursery: trio.Nursery | None = None
+        self._stopped = False
 
     # --- running ------------------------------------------------------------------------
 
@@ -99,6 +100,7 @@ class Endpoint:
         if self._nursery is not None:
             raise RuntimeError("this endpoint runs already")
         socket = self._network.bind(host, port)
+        self._stopped = False
         try:
             async with trio.open_nursery() as nursery:
                 self._socket, self._nursery = socket, nursery
@@ -116,6 +118,7 @@ class Endpoint:
                 try:
                     await trio.sleep_forever()
                 finally:
+                    self._stopped = True
                     for session in list(self._sessions.values()):
                         session.end("the node is stopping")
         finally:
@@ -287,6 +290,9 @@ class Endpoint:
                 self._subscribers.remove(subscriber)
 
     def _running(self) -> tuple[DatagramSocket, trio.Nursery]:
+        """Raises LinkClosed once it has stopped: a dial under way may be answered then."""
+        if self._stopped:
+            raise LinkClosed("this node has stopped")
         if self._socket is None or self._nursery is None:
             raise RuntimeError("the endpoint does not run: start Endpoint.run first")
         return self._socket, self._nursery
