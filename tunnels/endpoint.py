@@ -174,7 +174,7 @@ class Endpoint:
         that answers with the peer's key. A session whose peer has gone silent gets a new link,
         or gives way when the peer turns out to have restarted. Raises DialFailed.
         """
-        self._running()
+        self._still_running()
         if peer == self.peer:
             raise TunnelError("this is the node's own id; connect to another node")
         async with self._dialling.setdefault(peer, trio.Lock()):
@@ -187,7 +187,7 @@ class Endpoint:
             return self._adopt(proven)
 
     async def _attempt(self, peer: PeerId, candidate: Candidate) -> ProvenLink:
-        socket, _ = self._running()
+        socket, _ = self._still_running()
         transport = self._transports.get(candidate.transport)
         if transport is None:
             known = ", ".join(LINK_KINDS)
@@ -226,7 +226,7 @@ class Endpoint:
                 proven,
                 SessionSetup(
                     answer=self._answer,
-                    nursery=self._running()[1],
+                    nursery=self._still_running()[1],
                     on_end=self._session_ended,
                     me=self.peer,
                     dead_after_s=self._dead_after_s,
@@ -290,12 +290,15 @@ class Endpoint:
                 self._subscribers.remove(subscriber)
 
     def _running(self) -> tuple[DatagramSocket, trio.Nursery]:
-        """Raises LinkClosed once it has stopped: a dial under way may be answered then."""
-        if self._stopped:
-            raise LinkClosed("this node has stopped")
         if self._socket is None or self._nursery is None:
             raise RuntimeError("the endpoint does not run: start Endpoint.run first")
         return self._socket, self._nursery
+
+    def _still_running(self) -> tuple[DatagramSocket, trio.Nursery]:
+        """Raises LinkClosed once it has stopped: a dial under way may be answered then."""
+        if self._stopped:
+            raise LinkClosed("this node has stopped")
+        return self._running()
 
 
 def _close_late_link(proven: ProvenLink) -> None:
