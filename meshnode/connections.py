@@ -28,7 +28,7 @@ JOIN_TIMEOUT_S = 10.0
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 30.0
 STRANGER_TIMEOUT_S = 30.0  # from a session's start to its introduction
-DIALS = Rate(per_s=4, burst=128)
+DIALS = Rate(per_s=4, burst=32)
 """Addresses tried of members known by others' words alone, for each inviter: it can make up members
 of 16 addresses each, and a dial that nobody answers is work for a handshake's half."""
 MAX_STRANGERS = 64  # sessions not introduced yet; the rest of the endpoint's are for members

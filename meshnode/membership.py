@@ -29,9 +29,9 @@ from tunnels.allowance import Buckets, Rate
 log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 10.0
-HEARING = Rate(per_s=0.03, burst=1.0)
-"""Seconds a second. Four thousand statements, more than a mesh's book holds, cost one; so do the
-manifests of 200,000 tensors."""
+HEARING = Rate(per_s=0.03, burst=0.3)
+"""Seconds a second. A thousand statements cost a quarter of one, and so do the manifests of 50,000
+tensors; whoever has more to say is heard to the end, slowly."""
 
 
 @dataclass

@@ -20,7 +20,7 @@ import trio
 from aioquic.quic import events
 
 from tunnels import quic_tuning as tuning
-from tunnels.allowance import Share
+from tunnels.allowance import WAKE_S, Share
 from tunnels.errors import LinkClosed
 from tunnels.frames import clip_reason
 from tunnels.handshake import Role
@@ -250,9 +250,12 @@ class QuicLink:
                 with trio.CancelScope(deadline=self._deadline) as self._timer:
                     await self.closed.wait()
                 if not self.closed.is_set() and trio.current_time() >= self._deadline:
+                    began_s = time.thread_time()
                     with self._contained():
                         self.quic.handle_timer(trio.current_time() + TIMER_SLACK_S)
                     self.pump()
+                    spent_s = WAKE_S + time.thread_time() - began_s
+                    self.share.charge(spent_s, trio.current_time())
         finally:
             self._timer = None
             self.close(CloseCode.LINK_OVER, "the node is stopping")

@@ -29,7 +29,7 @@ import psutil
 import trio
 
 from tests.bench import attackers, members
-from tests.bench.attackers import UPLINK_BITS_PER_S, Target
+from tests.bench.attackers import Target
 from tests.bench.flooded import CHUNK, member, run_node
 from tunnels import PeerId, Session, quic_transport
 
@@ -217,29 +217,41 @@ def run_one(name: str, rounds: int) -> Result:
         _join(process)
 
 
-def table(results: list[Result]) -> str:
-    lines = [
-        "| flood | bulk kept: clock, processor | 10 KB round trips kept: clock, processor "
-        "| of a core, flood alone | memory, MiB |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
+HEADER = (
+    "| flood | bulk kept: clock, processor | 10 KB round trips kept: clock, processor "
+    "| of a core, flood alone | memory, MiB | run |\n|---|---|---|---|---|---|"
+)
+
+
+def row(one: Result, rounds: int) -> str:
+    today = datetime.datetime.now(datetime.UTC).date()
+    return (
         f"| {ATTACKS[one.name].what} | {one.bulk[0]:.2f}, {one.bulk[1]:.2f} "
-        f"| {one.trips[0]:.2f}, {one.trips[1]:.2f} | {one.cpu:.0%} | {one.grown_mib:.0f} |"
-        for one in results
-    ]
-    return "\n".join(lines)
+        f"| {one.trips[0]:.2f}, {one.trips[1]:.2f} | {one.cpu:.0%} | {one.grown_mib:.0f} "
+        f"| {today}, {rounds} rounds |"
+    )
+
+
+def table(rows: dict[str, str]) -> str:
+    """`rows`: by what the attack is called in the first column."""
+    found = (rows.get(attack.what) for attack in ATTACKS.values())
+    return "\n".join((HEADER, *(one for one in found if one is not None)))
+
+
+def recorded(page: str) -> dict[str, str]:
+    lines = page.partition(BEGIN)[2].partition(END)[0].splitlines()
+    return {line[2:].partition(" |")[0]: line for line in lines if line.startswith("| ")}
 
 
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--rounds", type=click.IntRange(1), default=5)
-@click.option("--write", is_flag=True, help="Put the result into docs/floods.md.")
+@click.option("--write", is_flag=True, help="Put the rows into docs/floods.md.")
 def main(names: tuple[str, ...], rounds: int, write: bool) -> None:
     """Each attack against one node, or only those in NAMES."""
     _pin(NODE_CORE)
     quic_transport.SAME_MACHINE_DATAGRAM_BYTES = quic_transport.DATAGRAM_BYTES
-    results = []
+    rows = {}
     for name in names or ATTACKS:
         result = run_one(name, rounds)
         click.echo(
@@ -247,15 +259,12 @@ def main(names: tuple[str, ...], rounds: int, write: bool) -> None:
             f"trips {result.trips[0]:.2f} {result.trips[1]:.2f}, "
             f"cpu {result.cpu:.0%}, +{result.grown_mib:.0f} MiB"
         )
-        results.append(result)
-    today = datetime.datetime.now(datetime.UTC).date()
-    text = (
-        f"{today}; {UPLINK_BITS_PER_S / 1e6:.0f} Mbit/s, median of {rounds} rounds.\n\n"
-        f"{table(results)}"
-    )
-    click.echo("\n" + text)
+        rows[ATTACKS[name].what] = row(result, rounds)
+    click.echo("\n" + table(rows))
     if write:
-        before, _, rest = RESULT.read_text().partition(BEGIN)
+        page = RESULT.read_text()
+        before, _, rest = page.partition(BEGIN)
+        text = table(recorded(page) | rows)
         RESULT.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
 
 

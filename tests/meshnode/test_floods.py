@@ -62,7 +62,7 @@ async def test_a_stream_for_each_page_is_heard_no_faster(
             async with trio.open_nursery() as nursery:
                 for _ in range(8):
                     nursery.start_soon(pour)
-        assert 10 <= len(taken) < 60, "a second's worth, and then three hundredths of each"
+        assert 10 <= len(taken) < 60, "a burst, then three hundredths of each second"
 
 
 async def test_news_without_end_is_passed_on_together(

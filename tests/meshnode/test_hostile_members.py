@@ -96,7 +96,7 @@ async def test_a_peer_that_makes_work_of_the_truth_is_heard_slowly(
                 with contextlib.suppress(TunnelError):
                     async with await ann.session(founder).open("revocations") as stream:
                         await pour(stream)
-        assert 10 <= len(pages) < 50, "a second's worth, and then three hundredths of each"
+        assert 10 <= len(pages) < 50, "a burst, then three hundredths of each second"
         assert founder.knows(ann)
 
 
