@@ -24,6 +24,7 @@ from meshnode.pipeline.borrow import ask_facts
 from meshnode.state import Home
 from tests.e2e.conftest import Finished, Mesh, World
 from tests.e2e.test_two_nodes import url_of
+from tests.lab.homes import copy_home
 from tunnels import Endpoint, StreamRefused
 
 pytestmark = pytest.mark.engine
@@ -251,7 +252,7 @@ async def test_nothing_is_undone_by_restarting_any_of_them_from_an_old_disk(
             async with world.worker(out_joins, name="out") as out:
                 await out.wait_event("peer", containing="founder")
                 for name in ("founder", "ann", "out"):
-                    shutil.copytree(world.folder / name, world.folder / f"{name}.old")
+                    copy_home(world.folder / name, world.folder / f"{name}.old")
                 seen = len(out.events)
                 await commands.json("founder", "remove", "out")
                 await commands.json("founder", "revoke", withdrawn.id.hex())

@@ -123,9 +123,10 @@ def test_layers_that_stay_here_are_read_here(engine_bin: Path, folder: Path, col
             env=mesh_env(folder, roots),
         ) as server,
     ):
+        # At once: a system may take back what was read once and not looked at since.
+        read = [_pages_read(cold, of=f"blk.{layer}.") for layer in range(LAYERS)]
         assert greedy_tokens(server)
-    for layer in (0, 1):
-        assert _pages_read(cold, of=f"blk.{layer}.") >= LAYER_BYTES * 0.99
+    assert min(read[:2]) >= LAYER_BYTES * 0.99
     for layer in range(2, LAYERS):
         assert _pages_read(cold, of=f"blk.{layer}.") <= SLACK_BYTES
 
@@ -138,5 +139,6 @@ def test_a_worker_without_the_file_makes_the_whole_of_it_be_read(
         rpc_server(engine_bin, folder) as worker,
         llama_server(engine_bin, folder, cold, "--load-mode", "mmap", rpc=[worker]) as server,
     ):
+        read = _pages_read(cold, of="blk.")
         assert greedy_tokens(server)
-    assert _pages_read(cold, of="blk.") >= LAYERS * LAYER_BYTES * 0.99
+    assert read >= LAYERS * LAYER_BYTES * 0.99

@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from meshnode.errors import AccessError
+from tests.lab.homes import copy_home
 from tests.lab.parties import (
     ON_HEARING_S,
     join,
@@ -40,7 +41,7 @@ async def test_nothing_is_undone_by_an_old_disk(
             await trio.sleep(1)
             set_back = {restored, "out"}  # the removed one is hostile in any case
             for name in set_back:
-                shutil.copytree(tmp_path / name, tmp_path / f"{name}.copy")
+                copy_home(tmp_path / name, tmp_path / f"{name}.copy")
             remove(founder, out)
             await trio.sleep(ON_HEARING_S)
             assert not ann.lets_in(out)
@@ -70,7 +71,7 @@ async def test_a_founder_from_an_old_disk_hears_its_own_word_before_the_removed_
             await trio.testing.wait_all_tasks_blocked()
             await join(founder, ann, out)
             for one in ("founder", "out"):
-                shutil.copytree(tmp_path / one, tmp_path / f"{one}.copy")
+                copy_home(tmp_path / one, tmp_path / f"{one}.copy")
             remove(founder, out)
             await trio.sleep(ON_HEARING_S)
         for one in ("founder", "out"):
@@ -98,7 +99,7 @@ async def test_an_old_invite_at_an_inviter_from_an_old_disk_brings_nobody_back(
             await trio.testing.wait_all_tasks_blocked()
             await join(founder, ann, out)
             token = founder.invite()
-            shutil.copytree(tmp_path / "founder", tmp_path / "copy")
+            copy_home(tmp_path / "founder", tmp_path / "copy")
             await trio.sleep(60)
             remove(founder, out)
             await trio.sleep(60)
@@ -127,7 +128,7 @@ async def test_an_invite_withdrawn_stays_so_after_its_inviter_was_set_back(
             await trio.testing.wait_all_tasks_blocked()
             await join(founder, ann)
             token = founder.invite()
-            shutil.copytree(tmp_path / "founder", tmp_path / "copy")
+            copy_home(tmp_path / "founder", tmp_path / "copy")
             row = founder.desk.answer({"op": "revoke", "id": token.id.hex()[:6]})
             assert row["state"] == "withdrawn"
             await trio.sleep(ON_HEARING_S)
