@@ -133,7 +133,8 @@ class Budget:
         self.members = Buckets(MEMBER)
 
     def share(self, network: Hashable) -> Share:
-        """For a new link to somebody there, a stranger until it is welcomed."""
+        """For a new link to somebody there, a stranger until it is welcomed. One whose address may
+        be forged gets a key of its own instead, until `Share.comes_from`."""
         return Share(self, network)
 
 
@@ -144,6 +145,13 @@ class Share:
         self._budget = budget
         self._own, self._key = budget.strangers, network
         self._earned_s = 0.0
+
+    def comes_from(self, network: Hashable, now: float) -> None:
+        """A stranger's address is proven: what it has cost so far is its network's."""
+        if self._own is self._budget.strangers and self._key != network:
+            spent_s = STRANGER.burst - self._own.level(self._key, now)
+            self._key = network
+            self._own.spend(network, now, spent_s)
 
     def welcome(self, peer: Hashable) -> None:
         """The peer is a member: it has a member's rate, with all its links."""

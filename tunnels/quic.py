@@ -21,6 +21,7 @@ from aioquic.quic import events
 
 from tunnels import quic_tuning as tuning
 from tunnels.allowance import WAKE_S, Share
+from tunnels.door import network_of
 from tunnels.errors import LinkClosed
 from tunnels.frames import clip_reason
 from tunnels.handshake import Role
@@ -338,6 +339,7 @@ class QuicLink:
                     self._channel(event.stream_id).stop_sending()
                 case events.HandshakeCompleted():
                     self.ready.set()
+                    self.share.comes_from(network_of(self._address[0]), trio.current_time())
                 case events.ConnectionIdIssued():
                     self.on_route(event.connection_id, True)
                 case events.ConnectionIdRetired():

@@ -10,7 +10,7 @@ import math
 import secrets
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import trio
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]
@@ -223,7 +223,7 @@ class QuicTransport:
             original_destination_connection_id=first_cid or cid,
             retry_source_connection_id=None if first_cid is None else cid,
         )
-        link = self._adopt(quic, Role.LISTENER, sender)
+        link = self._adopt(quic, Role.LISTENER, sender, charged_to=None if first_cid else cid)
         link.binding = self._identity.certificate_hash
         link.receive(datagram, sender)
         if link.closed.is_set() or not tuning.has_started(quic):
@@ -241,9 +241,16 @@ class QuicTransport:
         finally:
             self._door.leave(host)
 
-    def _adopt(self, quic: tuning.BoundedConnection, role: Role, remote: Address) -> QuicLink:
+    def _adopt(
+        self,
+        quic: tuning.BoundedConnection,
+        role: Role,
+        remote: Address,
+        charged_to: Hashable = None,
+    ) -> QuicLink:
+        """`charged_to`: in the network's place, where the address may be forged."""
         tuning.pace(quic, same_machine=self._is_this_machine(remote[0]))
-        share = self._budget.share(network_of(remote[0]))
+        share = self._budget.share(charged_to or network_of(remote[0]))
         link = QuicLink(quic, role, remote, self._socket.send, share)
         link.on_route = lambda cid, add: (
             self._route_add(link, cid) if add else self._route_drop(cid)

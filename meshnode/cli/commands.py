@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from meshnode.cli.logs import log_defect, log_nowhere
 from meshnode.cli.members import invites, leave, members, remove, revoke
 from meshnode.cli.node import serve, worker
 from meshnode.cli.settings import home_option, take_invocation
-from meshnode.cli.views import OutputClosed
+from meshnode.cli.views import give_up_output
 from meshnode.config import DEFAULT_INVITE_USES, parse_duration
 from meshnode.control import ask_node
 from meshnode.errors import INTERRUPTED_EXIT_CODE, MeshError
@@ -120,9 +119,7 @@ def _report(error: BaseException) -> int:
         sys.stderr.close()  # whoever read our output has gone; say nothing more
         return INTERNAL_ERROR_EXIT_CODE
     if isinstance(error, OSError) and _is_of_our_output(error):
-        # Python would try once more at its end, and show a traceback then.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
-        return _report(OutputClosed(error))
+        return _report(give_up_output(error))
     path = log_defect(error)
     where = f"with {path}" if path else "(its log could not be written: is the disk full?)"
     click.echo(

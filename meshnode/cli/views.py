@@ -61,9 +61,13 @@ def _print(line: str) -> None:
     try:
         print(line, flush=True)
     except OSError as error:
-        # Python would try once more at its end, and show a traceback then.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
-        raise OutputClosed(error) from None
+        raise give_up_output(error) from None
+
+
+def give_up_output(error: OSError) -> OutputClosed:
+    """Nothing more is written: Python would try at its end, and show a traceback then."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+    return OutputClosed(error)
 
 
 class JsonView:

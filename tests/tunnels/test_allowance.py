@@ -142,6 +142,22 @@ def test_a_new_link_is_no_new_allowance() -> None:
     assert budget.share("elsewhere").wait_s(0.0) == 0
 
 
+def test_what_a_forged_address_costs_is_charged_to_it_once_it_is_proven() -> None:
+    budget = Budget(0.0)
+    link = budget.share("a key of its own")
+    link.charge(STRANGER.burst, 0.0)
+    link.charge(SHARED.burst + 0.001, 0.0)
+    assert link.wait_s(0.0) > 0
+    assert budget.share("network").wait_s(0.0) == 0, "somebody else may have used its name"
+    link.comes_from("network", 0.0)
+    assert budget.share("network").wait_s(0.0) == link.wait_s(0.0) > 0
+    link.comes_from("network", 0.0)
+    assert link.wait_s(0.0) == pytest.approx(0.001 / STRANGER.per_s), "once"
+    link.welcome("peer")
+    link.comes_from("network", 0.0)
+    assert link.wait_s(0.0) == 0, "a member is no stranger again"
+
+
 def test_many_that_misbehave_leave_the_processor_to_the_others() -> None:
     """64 strangers and the shared rate, for ever: what they get in all."""
     budget = Budget(0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 import trio.testing
 
@@ -10,6 +11,7 @@ from tests.tunnels.test_endpoint import first_initial
 from tests.tunnels.test_hostile_peers import raw_channel
 from tunnels import Session, Stream, StreamRefused
 from tunnels import quic_tuning as tuning
+from tunnels.allowance import Share
 from tunnels.credit import INITIAL_WINDOW_BYTES, POOL_BYTES
 from tunnels.door import UNCHECKED_HALF_OPEN
 from tunnels.frames import Open, Ping, encode, encode_data
@@ -64,6 +66,28 @@ async def test_forged_senders_do_not_keep_an_honest_newcomer_out(
         assert await exchange(await (await pair.connect()).open("echo"), b"here") == b"here"
         assert trio.current_time() - began_s < 1
         assert any(one[0] & 0xF0 == 0xF0 for _, one in pair.world.log), "it was asked too"
+
+
+async def test_whoever_forges_an_address_does_not_put_its_owner_in_debt(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the rate that all share is used up, as in a flood, and each hearing is dear."""
+    async with two_nodes() as pair:
+        bob = pair.bob.endpoint.candidates()[0]
+        honest = pair.alice.endpoint.candidates()[0].host
+        transport = pair.bob.endpoint._transports["quic"]
+        assert isinstance(transport, QuicTransport)
+        transport._budget.shared.spend(trio.current_time(), 100)
+        charge = Share.charge
+        dearly = lambda share, spent_s, now: charge(share, spent_s + 0.01, now)  # noqa: E731
+        with monkeypatch.context() as patch:
+            patch.setattr(Share, "charge", dearly)
+            for port in range(10):
+                pair.world.inject(first_initial(), (honest, port), (bob.host, bob.port))
+            await trio.sleep(1)
+        began_s = trio.current_time()
+        await pair.connect()
+        assert trio.current_time() - began_s < 1
 
 
 async def test_a_token_is_good_for_one_address(
