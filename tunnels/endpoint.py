@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import trio
 
+from tunnels.allowance import SHARED, Bucket
+from tunnels.binding import Address
 from tunnels.credit import INITIAL_WINDOW_BYTES
-from tunnels.dial import AddressPolicy, race
-from tunnels.errors import LinkClosed, TunnelError
+from tunnels.dial import AddressPolicy, race, ranked
+from tunnels.errors import LinkClosed, ListenFailed, TunnelError
 from tunnels.gate import WORK, ServiceGate, ServiceLimits
 from tunnels.heartbeat import DEAD_S
 from tunnels.identity import Identity
 from tunnels.link import LINK_KINDS, CloseCode, Introduction, Link, ProvenLink, Transport, prove
+from tunnels.network import HostNetwork, Network
 from tunnels.peer import Candidate, PeerId
 from tunnels.quic_transport import QuicTransport
 from tunnels.session import Handler, Session, SessionSetup, new_epoch
 from tunnels.stream import Stream
-from tunnels.udp import DatagramSocket, HostNetwork, Network
+from tunnels.tcp_socket import Listener
+from tunnels.tcp_transport import TcpTransport
+from tunnels.udp import DatagramSocket
 
 ACCEPT_TIMEOUT_S = 5.0  # from a stranger's first datagram to its proof
 MAX_SESSIONS = 256
@@ -50,11 +56,12 @@ class SessionDown:
 
 
 class Endpoint:
-    """One identity on one UDP socket.
+    """One identity on one port, of UDP and of TCP.
 
     authorize(peer, service): asked for every stream a peer opens to us.
     dead_after_s: how long a silent peer is kept (it is suspected after 3 s).
-    network: where the socket lives; tests pass one made of memory.
+    network: where the sockets live; tests pass one made of memory.
+    transports: which kinds of links are made and taken, names of LINK_KINDS.
     """
 
     def __init__(
@@ -65,7 +72,10 @@ class Endpoint:
         policy: AddressPolicy = AddressPolicy(),  # noqa: B008 - frozen
         dead_after_s: float = DEAD_S,
         network: Network | None = None,
+        transports: Collection[str] = tuple(LINK_KINDS),
     ) -> None:
+        if not transports or not set(transports) <= set(LINK_KINDS):
+            raise ValueError(f"links are of these kinds: {', '.join(LINK_KINDS)}")
         self.identity = identity
         self.peer = identity.peer
         self._authorize = authorize
@@ -78,7 +88,8 @@ class Endpoint:
         self._sessions: dict[PeerId, Session] = {}
         self._dialling: dict[PeerId, trio.Lock] = {}
         self._subscribers: list[trio.MemorySendChannel[SessionUp | SessionDown]] = []
-        self._socket: DatagramSocket | None = None
+        self._kinds = frozenset(transports)
+        self._bound: dict[str, Address] = {}  # by kind of link
         self._transports: dict[str, Transport] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -98,33 +109,65 @@ class Endpoint:
         """
         if self._nursery is not None:
             raise RuntimeError("this endpoint runs already")
-        socket = self._network.bind(host, port)
-        try:
-            async with trio.open_nursery() as nursery:
-                self._socket, self._nursery = socket, nursery
-                quic = QuicTransport(
-                    self.identity,
-                    socket,
-                    nursery,
-                    self._accept,
-                    self._network.interface_addresses,
-                )
-                self._transports = {"quic": quic}
-                nursery.start_soon(quic.run)
-                nursery.start_soon(socket.flush)
-                task_status.started(socket.local[1])
-                try:
-                    await trio.sleep_forever()
-                finally:
-                    for session in list(self._sessions.values()):
-                        session.end("the node is stopping")
-        finally:
-            for subscriber in self._subscribers:
-                subscriber.close()
-            self._subscribers.clear()
-            self._nursery = self._socket = None
-            self._transports = {}
-            socket.close()
+        with contextlib.ExitStack() as open_sockets:
+            doors = self._open_doors(host, port, open_sockets)
+            try:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    self._start_transports(nursery, doors)
+                    task_status.started(min(self._bound.items(), key=_udp_first)[1][1])
+                    try:
+                        await trio.sleep_forever()
+                    finally:
+                        for session in list(self._sessions.values()):
+                            session.end("the node is stopping")
+            finally:
+                for subscriber in self._subscribers:
+                    subscriber.close()
+                self._subscribers.clear()
+                self._nursery = None
+                self._transports = {}
+                self._bound = {}
+
+    def _open_doors(
+        self, host: str | None, port: int, open_sockets: contextlib.ExitStack
+    ) -> _Doors:
+        """One port of both, where it is free. Raises ListenFailed."""
+        doors = _Doors()
+        if "quic" in self._kinds:
+            doors.datagrams = self._network.bind(host, port)
+            open_sockets.callback(doors.datagrams.close)
+            port = doors.datagrams.local[1]
+        if "tcp" in self._kinds:
+            try:
+                doors.listener = self._network.listen(host, port)
+            except ListenFailed:
+                if doors.datagrams is None:
+                    raise
+                doors.listener = self._network.listen(host, 0)
+            open_sockets.callback(doors.listener.close)
+        return doors
+
+    def _start_transports(self, nursery: trio.Nursery, doors: _Doors) -> None:
+        shared = Bucket(SHARED, trio.current_time())
+        if doors.datagrams is not None:
+            self._transports["quic"] = quic = QuicTransport(
+                self.identity,
+                doors.datagrams,
+                nursery,
+                self._accept,
+                self._network.interface_addresses,
+                shared,
+            )
+            self._bound["quic"] = doors.datagrams.local
+            nursery.start_soon(quic.run)
+            nursery.start_soon(doors.datagrams.flush)
+        if doors.listener is not None:
+            self._transports["tcp"] = tcp = TcpTransport(
+                self.identity, self._network, nursery, self._accept, doors.listener, shared
+            )
+            self._bound["tcp"] = doors.listener.local
+            nursery.start_soon(tcp.run)
 
     def serve(self, service: str, handler: Handler, limits: ServiceLimits = WORK) -> None:
         """Hand streams opened to `service` to `handler`, which owns each until it returns.
@@ -136,20 +179,28 @@ class Endpoint:
         self._gates.pop(service, None)
 
     def candidates(self) -> list[Candidate]:
-        """Where peers may reach us: our interface addresses with the bound port."""
-        socket = self._running()[0]
-        host, port = socket.local
-        bound = ipaddress.ip_address(host)
+        """Where peers may reach us: our interface addresses with the bound ports, for each address
+        every kind of link."""
+        self._running()
+        host = next(iter(self._bound.values()))[0]
+        return [
+            Candidate(kind, one, self._bound[kind][1], "host")
+            for one in self._own_hosts(host)
+            for kind in LINK_KINDS
+            if kind in self._bound
+        ]
+
+    def _own_hosts(self, bound_host: str) -> list[str]:
+        bound = ipaddress.ip_address(bound_host)
         if not bound.is_unspecified:
-            return [Candidate("quic", host, port, "host")]
+            return [bound_host]
         found = [ipaddress.ip_address(text) for text in self._network.interface_addresses()]
-        usable = [
-            one
+        return [
+            str(one)
             for one in found
             if not (one.is_loopback or one.is_link_local or one.is_multicast)
             and (one.version == 4 or bound.version == 6)
         ]
-        return [Candidate("quic", str(one), port, "host") for one in usable]
 
     # --- sessions -----------------------------------------------------------------------
 
@@ -179,19 +230,22 @@ class Endpoint:
             if session is not None and not session.suspected:
                 return session
             proven = await race(
-                peer, candidates, lambda one: self._attempt(peer, one), _close_late_link
+                peer,
+                ranked(candidates, self._network.is_near),
+                lambda one: self._attempt(peer, one),
+                _close_late_link,
             )
             return self._adopt(proven)
 
     async def _attempt(self, peer: PeerId, candidate: Candidate) -> ProvenLink:
-        socket, _ = self._running()
+        self._running()
         transport = self._transports.get(candidate.transport)
         if transport is None:
-            known = ", ".join(LINK_KINDS)
-            raise TunnelError(f"not tried: this version links over {known} only")
+            known = ", ".join(self._transports)
+            raise TunnelError(f"not tried: this node links over {known} only")
         refusal = self._policy.refusal(
             candidate.host,
-            bound_host=socket.local[0],
+            bound_host=next(iter(self._bound.values()))[0],
             own_addresses=self._network.interface_addresses(),
         )
         if refusal is not None:
@@ -223,7 +277,7 @@ class Endpoint:
                 proven,
                 SessionSetup(
                     answer=self._answer,
-                    nursery=self._running()[1],
+                    nursery=self._running(),
                     on_end=self._session_ended,
                     me=self.peer,
                     dead_after_s=self._dead_after_s,
@@ -286,10 +340,22 @@ class Endpoint:
                 subscriber.close()
                 self._subscribers.remove(subscriber)
 
-    def _running(self) -> tuple[DatagramSocket, trio.Nursery]:
-        if self._socket is None or self._nursery is None:
+    def _running(self) -> trio.Nursery:
+        if self._nursery is None:
             raise RuntimeError("the endpoint does not run: start Endpoint.run first")
-        return self._socket, self._nursery
+        return self._nursery
+
+
+@dataclass
+class _Doors:
+    """The sockets of one port."""
+
+    datagrams: DatagramSocket | None = None
+    listener: Listener | None = None
+
+
+def _udp_first(bound: tuple[str, Address]) -> bool:
+    return bound[0] != "quic"
 
 
 def _close_late_link(proven: ProvenLink) -> None:

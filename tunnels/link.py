@@ -1,7 +1,7 @@
 """The seam between sessions and the ways to carry them.
 
 A `Link` is an encrypted connection to one peer over which channels open. QUIC makes a channel
-of each bidirectional stream; TLS over TCP will make it of a connection, WebRTC of a data channel.
+of each bidirectional stream, TLS over TCP of a connection; WebRTC will make it of a data channel.
 A new kind of link adds a line to LINK_KINDS and a `Transport` that dials and accepts it;
 session, dial, resume and forward do not change.
 """
@@ -25,14 +25,19 @@ from tunnels.peer import Candidate, PeerId
 
 @dataclass(frozen=True)
 class LinkKind:
-    """rank: a session prefers the link with the lowest."""
+    """rank: a session prefers the link with the lowest; near_rank: to a peer on the LAN."""
 
     name: str
     rank: int
+    near_rank: int
+
+    def rank_when(self, near: bool) -> int:
+        return self.near_rank if near else self.rank
 
 
 LINK_KINDS = {
-    "quic": LinkKind("quic", rank=20),
+    "tcp": LinkKind("tcp", rank=30, near_rank=10),
+    "quic": LinkKind("quic", rank=20, near_rank=20),
 }
 
 
@@ -81,15 +86,27 @@ class Channel(Protocol):
 
 class Link(Protocol):
     kind: str
+    near: bool  # the peer is on the LAN, or on this machine
     role: Role
     binding: bytes  # see handshake.py
     closed: trio.Event
     closure: Closure | None  # set with `closed`
     last_heard_s: float  # trio clock
-    bytes_in: int  # on the wire
-    bytes_out: int
     share: Share
-    trusted: bool  # set once the peer has proven its key: lifts the limits for strangers
+
+    @property
+    def bytes_in(self) -> int:
+        """On the wire, so far."""
+
+    @property
+    def bytes_out(self) -> int: ...
+
+    @property
+    def trusted(self) -> bool: ...
+
+    @trusted.setter
+    def trusted(self, proven: bool) -> None:
+        """Set once the peer has proven its key: lifts the limits for strangers."""
 
     @property
     def remote(self) -> str:

@@ -21,12 +21,12 @@ from aioquic.quic import events
 
 from tunnels import quic_tuning as tuning
 from tunnels.allowance import Share
+from tunnels.binding import Address
 from tunnels.errors import LinkClosed
 from tunnels.frames import clip_reason
 from tunnels.handshake import Role
 from tunnels.link import CloseCode, Closure
 from tunnels.peer import format_address
-from tunnels.udp import Address
 
 UNSENT_BYTES = 256 << 10  # queued in a channel and not yet sent once: beyond, writers wait
 UNPROVEN_BYTES = 64 << 10  # all a stranger may send before it has proven its key
@@ -153,6 +153,7 @@ class QuicLink:
         self.role = role
         self.share = share
         self.binding = b""
+        self.near = False  # it makes no difference to this kind
         self.trusted = False  # its peer has proven its key: larger limits
         self.ready = trio.Event()  # TLS is complete
         self.closed = trio.Event()

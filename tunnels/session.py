@@ -176,9 +176,10 @@ class Session:
         return min(self._links, key=self._preference).link
 
     def _preference(self, proven: ProvenLink) -> tuple[int, bool]:
-        dialled_here = proven.link.role is Role.DIALLER
+        link = proven.link
+        dialled_here = link.role is Role.DIALLER
         lower_is_me = self._setup.me < self.peer
-        return LINK_KINDS[proven.link.kind].rank, dialled_here != lower_is_me
+        return LINK_KINDS[link.kind].rank_when(link.near), dialled_here != lower_is_me
 
     def add_link(self, proven: ProvenLink) -> None:
         """Take a proven link of this peer and epoch into use."""

@@ -12,7 +12,9 @@ import trio
 
 from tests.lab.nodes import anyone, echo, exchange, identity
 from tunnels import Candidate, DialFailed, Endpoint, ListenFailed
-from tunnels.udp import Address, DatagramSocket, HostNetwork, UdpSocket, _equal_runs
+from tunnels.binding import Address
+from tunnels.network import HostNetwork
+from tunnels.udp import DatagramSocket, UdpSocket, _equal_runs
 
 LOOPBACK = "127.0.0.1"
 

@@ -1,0 +1,270 @@
+"""One TLS connection of a tcp link: a ByteSocket and its TLS, with a queue between."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from tunnels.allowance import Share
+from tunnels.errors import LinkClosed
+from tunnels.tcp_socket import ByteSocket
+from tunnels.tls import Tls
+
+UNSENT_BYTES = 256 << 10  # encrypted and not yet taken by the kernel: beyond, writers wait
+LINGER_S = 1.0  # for the other side to take a goodbye
+ASK_AGAIN_S = 0.1  # what a link in debt owes may be paid sooner, by the rate it shares
+
+Spawn = Callable[[Callable[[], Awaitable[None]]], None]
+
+
+class Connection:
+    """Sends without waiting, receives what arrived. One task may receive, one wait to write.
+
+    spawn: runs a task that sends what the network could not take at once.
+    """
+
+    def __init__(self, socket: ByteSocket, tls: Tls, share: Share, spawn: Spawn) -> None:
+        self.socket = socket
+        self.tls = tls
+        self.share = share  # pays for what is done here
+        self.may_send_bytes: float = math.inf  # the other side, all in all
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.on_over: Callable[[], None] = lambda: None  # both directions have ended, or it is gone
+        self._spawn = spawn
+        self._queue: deque[memoryview] = deque()
+        self._queued_bytes = 0
+        self._sending = False
+        self._finishing = False
+        self._finished = False
+        self._at_end = False
+        self._gone: str | None = None
+        self._broken: str | None = None  # nothing can be sent any more
+        self._pushed_back = b""
+        self._writers = trio.lowlevel.ParkingLot()
+
+    # --- the beginning ------------------------------------------------------------------
+
+    async def establish(self) -> None:
+        """Run the TLS handshake. Raises LinkClosed."""
+        while True:
+            with self._charged():
+                try:
+                    self.tls.shake_hands()
+                finally:
+                    self._send_raw(self.tls.outgoing())  # the alert of a failure, too
+            if self.tls.established:
+                return
+            if not await self._hear():
+                raise LinkClosed("the other side ended the TLS handshake")
+
+    def push_back(self, data: bytes) -> None:
+        """`receive` returns this first."""
+        self._pushed_back = data
+
+    # --- sending ------------------------------------------------------------------------
+
+    def send(self, data: bytes) -> None:
+        """Queue and transmit; does nothing after `finish` or once the connection is gone."""
+        if self._finishing or self._gone is not None:
+            return
+        self.share.earn(len(data))
+        try:
+            self.tls.write(data)
+        except LinkClosed as error:
+            self.lose(str(error))
+            return
+        self._send_raw(self.tls.outgoing())
+
+    async def wait_writable(self) -> None:
+        while self._gone is None and not self._finishing and not self.is_writable:
+            await self._writers.park()
+
+    @property
+    def is_writable(self) -> bool:
+        return self._queued_bytes <= UNSENT_BYTES
+
+    def finish(self) -> None:
+        """No byte follows; what is queued still leaves."""
+        self._finishing = True
+        self._writers.unpark_all()
+        if not self._queue:
+            self._finish()
+
+    def _finish(self) -> None:
+        if not self._finished and self._gone is None and self._broken is None:
+            self._finished = True
+            self.socket.finish()
+            self._check_over()
+
+    def _send_raw(self, data: bytes) -> None:
+        if not data or self._gone is not None:
+            return
+        self.bytes_out += len(data)
+        self._queue.append(memoryview(data))
+        self._queued_bytes += len(data)
+        if not self._sending:
+            self._send_queued()
+            if self._queue and self._gone is None:
+                self._sending = True
+                self._spawn(self._keep_sending)
+
+    def _send_queued(self) -> None:
+        """As far as the network takes it."""
+        try:
+            while self._queue:
+                taken = self.socket.send(self._queue[0])
+                self._queued_bytes -= taken
+                if taken < len(self._queue[0]):
+                    self._queue[0] = self._queue[0][taken:]
+                    return
+                self._queue.popleft()
+        except OSError as error:
+            # What the other side said before may still be there to read: its goodbye, say.
+            self._broken = _why(error)
+            self._finishing = True
+            self._queue.clear()
+            self._queued_bytes = 0
+            self._writers.unpark_all()
+
+    async def _keep_sending(self) -> None:
+        try:
+            while self._queue and self._gone is None:
+                await self.socket.wait_writable()
+                self._send_queued()
+                if self.is_writable:
+                    self._writers.unpark_all()
+        except (OSError, trio.ClosedResourceError):
+            self.lose("the connection broke")
+        finally:
+            self._sending = False
+        if self._finishing:
+            self._finish()
+
+    # --- receiving ----------------------------------------------------------------------
+
+    async def receive(self) -> bytes:
+        """What has arrived, at least one byte; b"" at the end. Raises LinkClosed."""
+        if self._pushed_back:
+            data, self._pushed_back = self._pushed_back, b""
+            return data
+        while not self._at_end:
+            if self._gone is not None:
+                raise LinkClosed(self._gone)
+            with self._charged():
+                data = self._read()
+            if data:
+                return data
+            if not await self._hear():
+                if self._broken is not None:
+                    self.lose(self._broken)
+                    raise LinkClosed(self._broken)
+                self._at_end = True
+                self._check_over()
+        return b""
+
+    def _read(self) -> bytes:
+        try:
+            return self.tls.read()
+        except LinkClosed as error:
+            self.lose(str(error))
+            raise
+
+    async def _hear(self) -> bool:
+        """Feed TLS with what comes next; False at the end."""
+        while wait_s := self.share.wait_s(trio.current_time()):  # noqa: ASYNC110 - no event
+            await trio.sleep(min(wait_s, ASK_AGAIN_S))
+        try:
+            data = await self.socket.receive()
+        except (OSError, trio.ClosedResourceError) as error:
+            self.lose(_why(error))
+            raise LinkClosed(self._gone or "") from error
+        self.bytes_in += len(data)
+        if self.bytes_in > self.may_send_bytes:
+            raise LinkClosed("too much data before the handshake")
+        self.tls.feed(data)
+        return bool(data)
+
+    @contextlib.contextmanager
+    def _charged(self):  # type: ignore[no-untyped-def]
+        began_s = time.thread_time()
+        try:
+            yield
+        finally:
+            self.share.charge(time.thread_time() - began_s, trio.current_time())
+
+    # --- the end ------------------------------------------------------------------------
+
+    @property
+    def gone(self) -> str | None:
+        return self._gone
+
+    def lose(self, reason: str) -> None:
+        """Be gone at once, unless it is already: readers and writers learn the reason."""
+        self._leave(reason, self.socket.close)
+
+    def reset(self, reason: str) -> None:
+        """The same, and the other side sees a reset."""
+        self._leave(reason, self.socket.reset)
+
+    def _leave(self, reason: str, shut: Callable[[], None]) -> None:
+        if self._gone is None:
+            self._gone = reason
+            self._queue.clear()
+            self._queued_bytes = 0
+            shut()
+            self._writers.unpark_all()
+            self.on_over()
+
+    def say_goodbye(self, reason: str) -> None:
+        """Be gone as soon as what is queued has left and the other side has ended its side too:
+        closed earlier, the kernel would answer what still comes with a reset, and the other side
+        might never read our last words."""
+        if self._gone is None:
+            self._gone = reason
+            self._finishing = True
+            self._writers.unpark_all()
+            self._spawn(self._linger)
+            self.on_over()
+
+    async def _linger(self) -> None:
+        try:
+            with trio.move_on_after(LINGER_S), contextlib.suppress(OSError):
+                while not self._flush_last():
+                    await self.socket.wait_writable()
+                self.socket.finish()
+                while await self.socket.receive():
+                    pass
+        except trio.ClosedResourceError:
+            pass
+        finally:
+            with contextlib.suppress(OSError):
+                self._flush_last()
+            self.socket.finish()
+            self.socket.drop_arrived()
+            self.socket.close()
+
+    def _flush_last(self) -> bool:
+        """True when nothing is left to send."""
+        while self._queue:
+            taken = self.socket.send(self._queue[0])
+            if taken < len(self._queue[0]):
+                self._queue[0] = self._queue[0][taken:]
+                return False
+            self._queue.popleft()
+        return True
+
+    def _check_over(self) -> None:
+        if self._at_end and self._finished:
+            self.lose("the channel is over")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ConnectionResetError | BrokenPipeError):
+        return "the other side reset the channel"
+    return f"the connection broke: {str(getattr(error, 'strerror', None) or 'closed here').lower()}"
