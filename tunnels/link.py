@@ -58,6 +58,35 @@ class Closure:
     by_peer: bool
 
 
+class Wire(Protocol):
+    """The inside of a channel, lent to a thread (ride.py). No call waits."""
+
+    @property
+    def gone(self) -> str | None:
+        """Why nothing comes of it any more."""
+
+    @property
+    def is_flushed(self) -> bool:
+        """Nothing is queued."""
+
+    def fileno(self) -> int: ...
+
+    def hear(self, into: memoryview) -> int:
+        """Take what has arrived, HEARD_BYTES at most; how many bytes of the channel that were.
+
+        Raises LinkClosed at the end, and when it broke.
+        """
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Queue. Raises LinkClosed."""
+
+    def flush(self) -> None:
+        """Send what is queued, as far as the network takes it. Raises LinkClosed."""
+
+    def give_back(self) -> None:
+        """In the event loop."""
+
+
 class Channel(Protocol):
     """An ordered, reliable pair of byte pipes inside a link."""
 
@@ -82,6 +111,28 @@ class Channel(Protocol):
 
     def reset(self) -> None:
         """Drop both directions."""
+
+    @property
+    def can_lend(self) -> bool:
+        """Whether it is something of its own, that a thread could drive."""
+
+    async def lend(self, wake: Callable[[], None]) -> Wire | None:
+        """Leave the reading and writing to a thread. wake: called when it must look up."""
+
+    def heard(self) -> None:
+        """The peer was heard on it, by a thread."""
+
+
+class NeverLent:
+    """What a channel inherits that is a part of something larger."""
+
+    can_lend = False
+
+    async def lend(self, wake: Callable[[], None]) -> Wire | None:  # noqa: ARG002
+        return None
+
+    def heard(self) -> None:
+        pass
 
 
 class Link(Protocol):

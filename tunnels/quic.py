@@ -25,7 +25,7 @@ from tunnels.binding import Address
 from tunnels.errors import LinkClosed
 from tunnels.frames import clip_reason
 from tunnels.handshake import Role
-from tunnels.link import CloseCode, Closure
+from tunnels.link import CloseCode, Closure, NeverLent
 from tunnels.peer import format_address
 
 UNSENT_BYTES = 256 << 10  # queued in a channel and not yet sent once: beyond, writers wait
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("quic").addHandler(logging.NullHandler())
 
 
-class QuicChannel:
+class QuicChannel(NeverLent):
     """One bidirectional QUIC stream."""
 
     def __init__(self, link: QuicLink, stream_id: int) -> None:

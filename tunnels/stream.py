@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import trio
 
@@ -16,6 +17,14 @@ from tunnels.resume import Failure, StreamState
 
 RECEIVE_BYTES = 256 << 10  # receive_some without a size
 ASK_AGAIN_S = 0.1  # what a link in debt owes may be paid sooner, by the rate it shares
+
+
+class Carrier(Protocol):
+    """Carries a stream by itself, over channels that it can use (splice.py)."""
+
+    async def ride(self, channel: Channel, decoder: RecordDecoder) -> bool: ...
+
+    def halt(self) -> None: ...
 
 
 class Stream(trio.abc.HalfCloseableStream):
@@ -48,6 +57,8 @@ class Stream(trio.abc.HalfCloseableStream):
         self._closed = False
         self._sending = False
         self._receiving = False
+        self._carrier: Carrier | None = None
+        self._reading: trio.CancelScope | None = None
         self._readers = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
 
@@ -147,6 +158,7 @@ class Stream(trio.abc.HalfCloseableStream):
         """End both directions: what was sent still arrives, what was not read is dropped."""
         if not self._closed:
             self._closed = True
+            self._halt()
             self._state.end()
             self._state.stop()
             self._flush()
@@ -160,6 +172,7 @@ class Stream(trio.abc.HalfCloseableStream):
         self.fail(ResetCode.FAILED, reason)
 
     def fail(self, code: ResetCode, reason: str) -> None:
+        self._halt()
         self._state.reset(code, clip_reason(reason))
         self._flush()
         self._wake()
@@ -175,6 +188,41 @@ class Stream(trio.abc.HalfCloseableStream):
         failure = self._state.failure
         if failure is not None:
             raise _error_of(failure)
+
+    # --- carried by others --------------------------------------------------------------
+
+    def board(self, carrier: Carrier) -> None:
+        """From now on `carrier` alone uses this stream; it is offered each channel."""
+        self._carrier = carrier
+        if self._reading is not None:
+            self._reading.cancel()
+
+    def disembark(self) -> None:
+        self._halt()
+        self._carrier = None
+
+    def _halt(self) -> None:
+        """Before anything is done to the state that a thread may be busy with."""
+        if self._carrier is not None:
+            self._carrier.halt()
+
+    @property
+    def state(self) -> StreamState:
+        return self._state
+
+    @property
+    def sendable_bytes(self) -> int:
+        return self._state.sendable_bytes
+
+    def send_now(self, data: bytes) -> None:
+        """Up to `sendable_bytes`, without waiting."""
+        for start in range(0, len(data), MAX_DATA_BYTES):
+            self._state.send(data[start : start + MAX_DATA_BYTES])
+        self._flush()
+
+    def end_now(self) -> None:
+        self._state.end()
+        self._flush()
 
     # --- the channel below --------------------------------------------------------------
 
@@ -205,6 +253,7 @@ class Stream(trio.abc.HalfCloseableStream):
 
     def attach(self, channel: Channel, position: Ack | None = None) -> None:
         """Use `channel`; `position` is the other side's when the stream is being resumed."""
+        self._halt()
         self._channel = channel
         if position is not None:
             self._state.reattach(position)
@@ -213,6 +262,7 @@ class Stream(trio.abc.HalfCloseableStream):
         self._wake()
 
     def detach(self) -> None:
+        self._halt()
         self._channel = None
         self._state.detach()
         self.reattached = trio.Event()
@@ -227,7 +277,14 @@ class Stream(trio.abc.HalfCloseableStream):
             if self.finished:
                 await drain(channel)
                 return
-            data = await channel.receive()
+            if self._carrier is not None and await self._carrier.ride(channel, decoder):
+                self._flush()
+                self._wake()
+                continue
+            with trio.CancelScope() as self._reading:
+                data = await channel.receive()
+            if self._reading.cancelled_caught:
+                continue
             if not data or self._channel is not channel:
                 return
             began_s, before = time.thread_time(), self._state.received_bytes
@@ -238,6 +295,7 @@ class Stream(trio.abc.HalfCloseableStream):
                 await trio.sleep(min(wait_s, ASK_AGAIN_S))
 
     def take_records(self, records: list[Record]) -> None:
+        self._halt()
         for record in records:
             self._state.receive(record)
         self._flush()

@@ -18,9 +18,9 @@ import trio
 from tunnels.allowance import Bucket, Rate, Share
 from tunnels.errors import BadFrame, LinkClosed
 from tunnels.handshake import Role
-from tunnels.link import CloseCode, Closure
+from tunnels.link import CloseCode, Closure, NeverLent
 from tunnels.peer import format_address
-from tunnels.tcp_connection import Connection
+from tunnels.tcp_connection import Connection, LentConnection
 from tunnels.tcp_wire import (
     ID_BYTES,
     MAX_CONTROL_BYTES,
@@ -46,7 +46,7 @@ DIALS = Rate(per_s=50, burst=256)  # that the listener asks for; beyond, they wa
 log = logging.getLogger(__name__)
 
 
-class ControlChannel:
+class ControlChannel(NeverLent):
     """The first channel, inside the control connection."""
 
     def __init__(self, link: TcpLink, connection: Connection) -> None:
@@ -128,6 +128,16 @@ class TcpChannel:
 
     def reset(self) -> None:
         self.connection.reset("the channel was reset")
+
+    @property
+    def can_lend(self) -> bool:
+        return self.connection.can_lend
+
+    async def lend(self, wake: Callable[[], None]) -> LentConnection | None:
+        return await self.connection.lend(wake)
+
+    def heard(self) -> None:
+        self._link.last_heard_s = trio.current_time()
 
 
 class TcpLink:

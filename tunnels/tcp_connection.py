@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import socket as stdlib_socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,7 @@ from tunnels.tls import Tls
 
 UNSENT_BYTES = 256 << 10  # encrypted and not yet taken by the kernel: beyond, writers wait
 LINGER_S = 1.0  # for the other side to take a goodbye
+HEARD_BYTES = 256 << 10  # by a thread, at once
 ASK_AGAIN_S = 0.1  # what a link in debt owes may be paid sooner, by the rate it shares
 
 Spawn = Callable[[Callable[[], Awaitable[None]]], None]
@@ -47,6 +49,8 @@ class Connection:
         self._broken: str | None = None  # nothing can be sent any more
         self._pushed_back = b""
         self._writers = trio.lowlevel.ParkingLot()
+        self._emptied = trio.lowlevel.ParkingLot()
+        self._lent: LentConnection | None = None
 
     # --- the beginning ------------------------------------------------------------------
 
@@ -86,6 +90,10 @@ class Connection:
             await self._writers.park()
 
     @property
+    def is_flushed(self) -> bool:
+        return not self._queue
+
+    @property
     def is_writable(self) -> bool:
         return self._queued_bytes <= UNSENT_BYTES
 
@@ -105,25 +113,19 @@ class Connection:
     def _send_raw(self, data: bytes) -> None:
         if not data or self._gone is not None:
             return
-        self.bytes_out += len(data)
-        self._queue.append(memoryview(data))
-        self._queued_bytes += len(data)
+        self.enqueue(data)
         if not self._sending:
             self._send_queued()
-            if self._queue and self._gone is None:
-                self._sending = True
-                self._spawn(self._keep_sending)
+            self._see_to_queue()
+
+    def _see_to_queue(self) -> None:
+        if self._queue and self._gone is None and self._lent is None and not self._sending:
+            self._sending = True
+            self._spawn(self._keep_sending)
 
     def _send_queued(self) -> None:
-        """As far as the network takes it."""
         try:
-            while self._queue:
-                taken = self.socket.send(self._queue[0])
-                self._queued_bytes -= taken
-                if taken < len(self._queue[0]):
-                    self._queue[0] = self._queue[0][taken:]
-                    return
-                self._queue.popleft()
+            self.flush()
         except OSError as error:
             # What the other side said before may still be there to read: its goodbye, say.
             self._broken = _why(error)
@@ -131,6 +133,27 @@ class Connection:
             self._queue.clear()
             self._queued_bytes = 0
             self._writers.unpark_all()
+
+    def flush(self) -> bool:
+        """Send what is queued, as far as the network takes it; True when nothing is left.
+
+        Raises OSError.
+        """
+        while self._queue:
+            taken = self.socket.send(self._queue[0])
+            self._queued_bytes -= taken
+            if taken < len(self._queue[0]):
+                self._queue[0] = self._queue[0][taken:]
+                return False
+            self._queue.popleft()
+        return True
+
+    def enqueue(self, data: bytes) -> None:
+        """Encrypted bytes, to be sent by `flush`."""
+        if data:
+            self.bytes_out += len(data)
+            self._queued_bytes += len(data)
+            self._queue.append(memoryview(data))
 
     async def _keep_sending(self) -> None:
         try:
@@ -143,6 +166,7 @@ class Connection:
             self.lose("the connection broke")
         finally:
             self._sending = False
+            self._emptied.unpark_all()
         if self._finishing:
             self._finish()
 
@@ -151,8 +175,7 @@ class Connection:
     async def receive(self) -> bytes:
         """What has arrived, at least one byte; b"" at the end. Raises LinkClosed."""
         if self._pushed_back:
-            data, self._pushed_back = self._pushed_back, b""
-            return data
+            return self.take_pushed_back()
         while not self._at_end:
             if self._gone is not None:
                 raise LinkClosed(self._gone)
@@ -198,6 +221,30 @@ class Connection:
         finally:
             self.share.charge(time.thread_time() - began_s, trio.current_time())
 
+    # --- lent to a thread ---------------------------------------------------------------
+
+    @property
+    def can_lend(self) -> bool:
+        return self.socket.kernel is not None
+
+    async def lend(self, wake: Callable[[], None]) -> LentConnection | None:
+        """Until it is given back nobody else reads here, and nobody waits to write."""
+        while self._sending and self._gone is None:
+            await self._emptied.park()
+        kernel = self.socket.kernel
+        if self._gone is not None or self._at_end or self._broken or kernel is None:
+            return None
+        self._lent = LentConnection(self, kernel, wake)
+        return self._lent
+
+    def take_back(self) -> None:
+        self._lent = None
+        self._see_to_queue()
+
+    def take_pushed_back(self) -> bytes:
+        data, self._pushed_back = self._pushed_back, b""
+        return data
+
     # --- the end ------------------------------------------------------------------------
 
     @property
@@ -217,7 +264,10 @@ class Connection:
             self._gone = reason
             self._queue.clear()
             self._queued_bytes = 0
-            shut()
+            if self._lent is None:
+                shut()
+            else:
+                self._lent.lose(shut)
             self._writers.unpark_all()
             self.on_over()
 
@@ -235,7 +285,7 @@ class Connection:
     async def _linger(self) -> None:
         try:
             with trio.move_on_after(LINGER_S), contextlib.suppress(OSError):
-                while not self._flush_last():
+                while not self.flush():
                     await self.socket.wait_writable()
                 self.socket.finish()
                 while await self.socket.receive():
@@ -244,24 +294,77 @@ class Connection:
             pass
         finally:
             with contextlib.suppress(OSError):
-                self._flush_last()
+                self.flush()
             self.socket.finish()
             self.socket.drop_arrived()
             self.socket.close()
 
-    def _flush_last(self) -> bool:
-        """True when nothing is left to send."""
-        while self._queue:
-            taken = self.socket.send(self._queue[0])
-            if taken < len(self._queue[0]):
-                self._queue[0] = self._queue[0][taken:]
-                return False
-            self._queue.popleft()
-        return True
-
     def _check_over(self) -> None:
         if self._at_end and self._finished:
             self.lose("the channel is over")
+
+
+class LentConnection:
+    """A connection in the hands of a thread: link.Wire."""
+
+    def __init__(
+        self, connection: Connection, kernel: stdlib_socket.socket, wake: Callable[[], None]
+    ) -> None:
+        self._connection = connection
+        self._kernel = kernel
+        self._wake = wake
+        self._raw = memoryview(bytearray(HEARD_BYTES))
+        self._shut: Callable[[], None] | None = None
+
+    @property
+    def gone(self) -> str | None:
+        return self._connection.gone
+
+    @property
+    def is_flushed(self) -> bool:
+        return self._connection.is_flushed
+
+    def fileno(self) -> int:
+        return self._kernel.fileno()
+
+    def hear(self, into: memoryview) -> int:
+        connection = self._connection
+        if data := connection.take_pushed_back():
+            into[: len(data)] = data
+            return len(data)
+        try:
+            count = self._kernel.recv_into(self._raw)
+        except (BlockingIOError, InterruptedError):
+            return connection.tls.read_into(into)
+        except OSError as error:
+            raise LinkClosed(_why(error)) from error
+        if not count:
+            raise LinkClosed(connection.gone or "the other side ended the channel")
+        connection.bytes_in += count
+        connection.tls.feed(self._raw[:count])
+        return connection.tls.read_into(into)
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._connection.tls.write(data)
+
+    def flush(self) -> None:
+        self._connection.enqueue(self._connection.tls.outgoing())
+        try:
+            self._connection.flush()
+        except OSError as error:
+            raise LinkClosed(_why(error)) from error
+
+    def give_back(self) -> None:
+        self._connection.take_back()
+        if self._shut is not None:
+            self._shut()
+
+    def lose(self, shut: Callable[[], None]) -> None:
+        """The connection is gone; its descriptor must not be closed while a thread waits for it."""
+        self._shut = shut
+        with contextlib.suppress(OSError):
+            self._kernel.shutdown(stdlib_socket.SHUT_RDWR)
+        self._wake()
 
 
 def _why(error: Exception) -> str:

@@ -24,7 +24,7 @@ from tunnels.network import Network
 from tunnels.peer import Candidate, PeerId
 from tunnels.tcp import UNPROVEN_BYTES, TcpLink
 from tunnels.tcp_connection import Connection
-from tunnels.tcp_socket import ByteSocket, Listener
+from tunnels.tcp_socket import RECEIVE_BYTES, ByteSocket, Listener
 from tunnels.tcp_wire import Begin, Join, MessageDecoder, encode
 from tunnels.tls import Tls, dialler_context, listener_context
 
@@ -115,7 +115,8 @@ class TcpTransport:
     async def _hear(self, socket: ByteSocket, leave: Callable[[str], None]) -> None:
         host = socket.remote[0]
         connection = self._connection(socket, Tls(self._listener_context, listens=True))
-        connection.may_send_bytes = UNPROVEN_BYTES
+        # Of a JOIN's connection the first bytes of the stream may come along.
+        connection.may_send_bytes = UNPROVEN_BYTES + RECEIVE_BYTES
         taken = False
         try:
             decoder = MessageDecoder()

@@ -1,0 +1,241 @@
+"""A thread that carries one stream between a local socket and its channel's own connection.
+
+An event loop in Python costs a millisecond's tenth each time it wakes, and four wakings lie between
+a question and its answer. So while a stream is nothing but carried (splice.py) and its channel is a
+connection of its own, a thread does it: it waits for both sockets at once, and what comes out of
+one goes into the other before it waits again. Records, credit and acknowledgements are the same
+as ever: when the channel dies the stream goes on elsewhere from where it was.
+
+One lock says who has the stream's state. The thread holds it whenever it is not waiting; `halt`
+takes the state away from it for good, from the event loop, at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from tunnels.errors import BadFrame, LinkClosed
+from tunnels.frames import MAX_DATA_BYTES, RecordDecoder
+from tunnels.link import Wire
+from tunnels.resume import StreamState
+
+HEARD_BYTES = 256 << 10  # taken from the connection at once
+PLAIN_BYTES = HEARD_BYTES + (64 << 10)  # what that may be once decrypted, with what was left before
+FETCHES = 4  # records made of what the local socket has, before they are sent
+FIRST_PIECE_BYTES = 16 << 10  # of a record goes with its head: one copy of little, not of all
+MANY_PIECES = 16
+SETTLE_S = 0.005  # of processor time, after which the event loop is told what was spent
+SETTLE_BYTES = 8 << 20
+
+_READABLE = select.POLLIN | select.POLLHUP | select.POLLERR if hasattr(select, "poll") else 0
+CAN_RIDE = bool(_READABLE)
+
+
+class Ride:
+    """I run in a thread until the channel is gone, the local socket is, both directions have
+    ended, or somebody halts me.
+
+    settle(spent_s, carried_bytes): called in the thread, now and then. leftover: what had arrived
+    and the local socket has not taken yet, to go first.
+    """
+
+    def __init__(
+        self,
+        state: StreamState,
+        decoder: RecordDecoder,
+        wire: Wire,
+        local: socket.socket,
+        leftover: bytes,
+        settle: Callable[[float, int], None],
+    ) -> None:
+        self.lock = threading.Lock()
+        self.up_ended = state.ended  # the local socket has ended, and the other side knows
+        self.down_ended = False  # the stream has ended, and the local socket knows
+        self.failure: Exception | None = None  # of the channel, or of the local socket
+        self.held = False  # the link's share of this node is used up: hear nothing more
+        self._state = state
+        self._decoder = decoder
+        self._wire = wire
+        self._local = local
+        self._settle = settle
+        self._halted = False
+        self._plain = memoryview(bytearray(PLAIN_BYTES))
+        self._undelivered: list[bytes | memoryview] = [leftover] if leftover else []
+        self._not_consumed = 0  # of what is undelivered, as the window counts
+        self._unheard = True
+        self._spent_s = 0.0
+        self._carried = 0
+        self._bell, self._ear = socket.socketpair()
+        self._bell.setblocking(False)
+        self._ear.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._ear, select.POLLIN)
+        self._interest: dict[int, int] = {}
+        if arrived := state.take(state.readable_bytes):
+            self._undelivered.append(arrived)
+        state.sink = self._sink
+
+    # --- from the event loop ------------------------------------------------------------
+
+    def halt(self) -> bytes:
+        """The state is no longer the thread's. Returns what was not delivered; the thread ends
+        soon, and `close` may be called then."""
+        with self.lock:
+            leftover = self._hand_over()
+        self.wake()
+        return leftover
+
+    def wake(self) -> None:
+        with contextlib.suppress(OSError):  # it is rung already, or closed
+            self._bell.send(b"\0")
+
+    def close(self) -> None:
+        self._bell.close()
+        self._ear.close()
+
+    # --- the thread ---------------------------------------------------------------------
+
+    def run(self) -> None:
+        try:
+            while self._once():
+                pass
+        except (LinkClosed, BadFrame, OSError) as error:
+            self.failure = error
+
+    def _once(self) -> bool:
+        """Wait, and do all that can be done. False when it is over."""
+        # The first time there may be bytes inside the TLS of which no socket knows any more.
+        first = self._unheard and not self._undelivered
+        ready = []
+        if not first:
+            self._ask()
+            ready = self._poll.poll()
+        with self.lock:
+            if self._halted:
+                return False
+            began_s = time.thread_time()
+            for descriptor, events in ready:
+                self._handle(descriptor, events)
+            if first:
+                self._unheard = False
+                self._hear()
+            self._deliver()
+            self._say()
+            self._spent_s += time.thread_time() - began_s
+            if self._spent_s > SETTLE_S or self._carried > SETTLE_BYTES:
+                self._settle(self._spent_s, self._carried)
+                self._spent_s, self._carried = 0.0, 0
+            return not (self._state.failure or (self.up_ended and self.down_ended))
+
+    def _handle(self, descriptor: int, events: int) -> None:
+        if descriptor == self._local.fileno():
+            if events & _READABLE:
+                self._fetch()
+        elif descriptor == self._wire.fileno():
+            if events & _READABLE and not self._undelivered:
+                self._hear()
+        else:
+            self._ear.recv(4096)
+            if self._wire.gone is not None:
+                raise LinkClosed(self._wire.gone)
+
+    def _ask(self) -> None:
+        """Tell `poll` what we wait for. A descriptor of which nothing is wanted is left out: its
+        hang-up would be reported without end."""
+        up = not self.up_ended and self._state.sendable_bytes > 0 and self._wire.is_flushed
+        self._want(self._local.fileno(), up, bool(self._undelivered))
+        down = not self._undelivered and not self.held
+        self._want(self._wire.fileno(), down, not self._wire.is_flushed)
+
+    def _want(self, descriptor: int, readable: bool, writable: bool) -> None:
+        events = select.POLLIN * readable | select.POLLOUT * writable
+        before = self._interest.get(descriptor, 0)
+        if events == before:
+            return
+        self._interest[descriptor] = events
+        if not events:
+            self._poll.unregister(descriptor)
+        else:
+            self._poll.register(descriptor, events)
+
+    # --- local socket -> channel --------------------------------------------------------
+
+    def _fetch(self) -> None:
+        state = self._state
+        for _ in range(FETCHES):
+            room = min(state.sendable_bytes, MAX_DATA_BYTES)
+            if self.up_ended or not room:
+                break
+            try:
+                data = self._local.recv(room)
+            except (BlockingIOError, InterruptedError):
+                break
+            if not data:
+                self.up_ended = True
+                state.end()
+                break
+            head = state.keep(data)
+            self._wire.write(head + data[: FIRST_PIECE_BYTES - len(head)])
+            if len(data) > FIRST_PIECE_BYTES - len(head):
+                self._wire.write(memoryview(data)[FIRST_PIECE_BYTES - len(head) :])
+            self._carried += len(data)
+            if len(data) < room:
+                break
+
+    def _say(self) -> None:
+        if records := self._state.outgoing():
+            self._wire.write(b"".join(records))
+        self._wire.flush()
+
+    # --- channel -> local socket --------------------------------------------------------
+
+    def _hear(self) -> None:
+        count = self._wire.hear(self._plain)
+        for record in self._decoder.feed_untrusted(self._plain[:count]):
+            self._state.receive(record)
+
+    def _sink(self, payload: bytes | memoryview) -> None:
+        self._undelivered.append(payload)
+        self._not_consumed += len(payload)
+        self._carried += len(payload)
+
+    def _deliver(self) -> None:
+        while self._undelivered:
+            if len(self._undelivered) > MANY_PIECES:
+                self._undelivered = [b"".join(self._undelivered)]
+            try:
+                taken = self._local.sendmsg(self._undelivered)
+            except (BlockingIOError, InterruptedError):
+                return
+            self._taken(taken)
+        if self._state.at_end and not self.down_ended:
+            self.down_ended = True
+            self._local.shutdown(socket.SHUT_WR)
+
+    def _taken(self, count: int) -> None:
+        # What was left over from before was consumed before.
+        left = sum(map(len, self._undelivered)) - count
+        if left < self._not_consumed:
+            self._state.consumed(self._not_consumed - left)
+            self._not_consumed = left
+        pieces = self._undelivered
+        while count:
+            if count < len(pieces[0]):
+                pieces[0] = memoryview(pieces[0])[count:]
+                return
+            count -= len(pieces.pop(0))
+
+    def _hand_over(self) -> bytes:
+        leftover = b"".join(self._undelivered)
+        if not self._halted:
+            self._halted = True
+            self._state.sink = None
+            self._state.consumed(self._not_consumed)
+            self._settle(self._spent_s, self._carried)
+        self._undelivered = []
+        return leftover
