@@ -8,7 +8,7 @@ session, dial, resume and forward do not change.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sized
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -66,10 +66,13 @@ class Wire(Protocol):
         """Why nothing comes of it any more."""
 
     @property
-    def is_flushed(self) -> bool:
-        """Nothing is queued."""
+    def unsent(self) -> Sized:
+        """What is queued."""
 
     def fileno(self) -> int: ...
+
+    def pushed_back(self) -> bytes:
+        """What had arrived before it was lent, decrypted; goes before all that is heard."""
 
     def hear(self, into: memoryview) -> int:
         """Take what has arrived, HEARD_BYTES at most; how many bytes of the channel that were.
@@ -78,10 +81,10 @@ class Wire(Protocol):
         """
 
     def write(self, data: bytes | memoryview) -> None:
-        """Queue. Raises LinkClosed."""
+        """Encrypt; `flush` sends it. Raises LinkClosed."""
 
     def flush(self) -> None:
-        """Send what is queued, as far as the network takes it. Raises LinkClosed."""
+        """Send what was written, as far as the network takes it. Raises LinkClosed."""
 
     def give_back(self) -> None:
         """In the event loop."""

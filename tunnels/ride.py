@@ -29,6 +29,7 @@ PLAIN_BYTES = HEARD_BYTES + (64 << 10)  # what that may be once decrypted, with 
 FETCHES = 4  # records made of what the local socket has, before they are sent
 FIRST_PIECE_BYTES = 16 << 10  # of a record goes with its head: one copy of little, not of all
 MANY_PIECES = 16
+TURNS = 16  # after so many the processor time is looked at
 SETTLE_S = 0.005  # of processor time, after which the event loop is told what was spent
 SETTLE_BYTES = 8 << 20
 
@@ -67,15 +68,17 @@ class Ride:
         self._plain = memoryview(bytearray(PLAIN_BYTES))
         self._undelivered: list[bytes | memoryview] = [leftover] if leftover else []
         self._not_consumed = 0  # of what is undelivered, as the window counts
-        self._unheard = True
-        self._spent_s = 0.0
+        self._is_first = True
+        self._turns = 0
+        self._told_s = 0.0  # of this thread's processor time, in `settle`
         self._carried = 0
         self._bell, self._ear = socket.socketpair()
         self._bell.setblocking(False)
         self._ear.setblocking(False)
         self._poll = select.poll()
         self._poll.register(self._ear, select.POLLIN)
-        self._interest: dict[int, int] = {}
+        self._local_number, self._local_interest = local.fileno(), 0
+        self._wire_number, self._wire_interest = wire.fileno(), 0
         if arrived := state.take(state.readable_bytes):
             self._undelivered.append(arrived)
         state.sink = self._sink
@@ -101,6 +104,7 @@ class Ride:
     # --- the thread ---------------------------------------------------------------------
 
     def run(self) -> None:
+        self._told_s = time.thread_time()
         try:
             while self._once():
                 pass
@@ -109,34 +113,33 @@ class Ride:
 
     def _once(self) -> bool:
         """Wait, and do all that can be done. False when it is over."""
-        # The first time there may be bytes inside the TLS of which no socket knows any more.
-        first = self._unheard and not self._undelivered
-        ready = []
-        if not first:
+        ready: list[tuple[int, int]] = []
+        if not self._is_first:
             self._ask()
             ready = self._poll.poll()
         with self.lock:
             if self._halted:
                 return False
-            began_s = time.thread_time()
+            if self._is_first and not self._undelivered:
+                # There may be bytes inside the TLS of which no socket knows any more.
+                self._is_first = False
+                self._take(self._wire.pushed_back())
+                self._hear()
             for descriptor, events in ready:
                 self._handle(descriptor, events)
-            if first:
-                self._unheard = False
-                self._hear()
-            self._deliver()
+            if self._undelivered or self._state.peer_ended:
+                self._deliver()
             self._say()
-            self._spent_s += time.thread_time() - began_s
-            if self._spent_s > SETTLE_S or self._carried > SETTLE_BYTES:
-                self._settle(self._spent_s, self._carried)
-                self._spent_s, self._carried = 0.0, 0
+            self._turns += 1
+            if self._turns % TURNS == 0:
+                self._account()
             return not (self._state.failure or (self.up_ended and self.down_ended))
 
     def _handle(self, descriptor: int, events: int) -> None:
-        if descriptor == self._local.fileno():
+        if descriptor == self._local_number:
             if events & _READABLE:
                 self._fetch()
-        elif descriptor == self._wire.fileno():
+        elif descriptor == self._wire_number:
             if events & _READABLE and not self._undelivered:
                 self._hear()
         else:
@@ -144,24 +147,35 @@ class Ride:
             if self._wire.gone is not None:
                 raise LinkClosed(self._wire.gone)
 
-    def _ask(self) -> None:
-        """Tell `poll` what we wait for. A descriptor of which nothing is wanted is left out: its
-        hang-up would be reported without end."""
-        up = not self.up_ended and self._state.sendable_bytes > 0 and self._wire.is_flushed
-        self._want(self._local.fileno(), up, bool(self._undelivered))
-        down = not self._undelivered and not self.held
-        self._want(self._wire.fileno(), down, not self._wire.is_flushed)
+    def _account(self) -> None:
+        now_s = time.thread_time()
+        if now_s - self._told_s > SETTLE_S or self._carried > SETTLE_BYTES:
+            self._settle(now_s - self._told_s, self._carried)
+            self._told_s, self._carried = now_s, 0
 
-    def _want(self, descriptor: int, readable: bool, writable: bool) -> None:
-        events = select.POLLIN * readable | select.POLLOUT * writable
-        before = self._interest.get(descriptor, 0)
-        if events == before:
-            return
-        self._interest[descriptor] = events
-        if not events:
-            self._poll.unregister(descriptor)
-        else:
+    def _ask(self) -> None:
+        """Tell `poll` what we wait for."""
+        up = down = 0
+        if not self.up_ended and not self._wire.unsent and self._state.sendable_bytes:
+            up = select.POLLIN
+        if self._undelivered:
+            up |= select.POLLOUT
+        elif not self.held:
+            down = select.POLLIN
+        if self._wire.unsent:
+            down |= select.POLLOUT
+        if up != self._local_interest:
+            self._local_interest = self._want(self._local_number, up)
+        if down != self._wire_interest:
+            self._wire_interest = self._want(self._wire_number, down)
+
+    def _want(self, descriptor: int, events: int) -> int:
+        # One of which nothing is wanted is left out: its hang-up would be reported without end.
+        if events:
             self._poll.register(descriptor, events)
+        else:
+            self._poll.unregister(descriptor)
+        return events
 
     # --- local socket -> channel --------------------------------------------------------
 
@@ -189,14 +203,16 @@ class Ride:
 
     def _say(self) -> None:
         if records := self._state.outgoing():
-            self._wire.write(b"".join(records))
+            self._wire.write(records[0] if len(records) == 1 else b"".join(records))
         self._wire.flush()
 
     # --- channel -> local socket --------------------------------------------------------
 
     def _hear(self) -> None:
-        count = self._wire.hear(self._plain)
-        for record in self._decoder.feed_untrusted(self._plain[:count]):
+        self._take(self._plain[: self._wire.hear(self._plain)])
+
+    def _take(self, data: bytes | memoryview) -> None:
+        for record in self._decoder.feed_untrusted(data):
             self._state.receive(record)
 
     def _sink(self, payload: bytes | memoryview) -> None:
@@ -218,17 +234,16 @@ class Ride:
             self._local.shutdown(socket.SHUT_WR)
 
     def _taken(self, count: int) -> None:
-        # What was left over from before was consumed before.
         left = sum(map(len, self._undelivered)) - count
-        if left < self._not_consumed:
+        if left < self._not_consumed:  # what was left over at the start was consumed before
             self._state.consumed(self._not_consumed - left)
             self._not_consumed = left
-        pieces = self._undelivered
-        while count:
-            if count < len(pieces[0]):
-                pieces[0] = memoryview(pieces[0])[count:]
-                return
-            count -= len(pieces.pop(0))
+        if not left:
+            self._undelivered.clear()
+            return
+        while count >= len(self._undelivered[0]):
+            count -= len(self._undelivered.pop(0))
+        self._undelivered[0] = memoryview(self._undelivered[0])[count:]
 
     def _hand_over(self) -> bytes:
         leftover = b"".join(self._undelivered)
@@ -236,6 +251,6 @@ class Ride:
             self._halted = True
             self._state.sink = None
             self._state.consumed(self._not_consumed)
-            self._settle(self._spent_s, self._carried)
+            self._settle(0.0, self._carried)
         self._undelivered = []
         return leftover

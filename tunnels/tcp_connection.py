@@ -39,8 +39,8 @@ class Connection:
         self.bytes_out = 0
         self.on_over: Callable[[], None] = lambda: None  # both directions have ended, or it is gone
         self._spawn = spawn
-        self._queue: deque[memoryview] = deque()
-        self._queued_bytes = 0
+        self.unsent: deque[memoryview] = deque()
+        self.unsentd_bytes = 0
         self._sending = False
         self._finishing = False
         self._finished = False
@@ -49,7 +49,8 @@ class Connection:
         self._broken: str | None = None  # nothing can be sent any more
         self._pushed_back = b""
         self._writers = trio.lowlevel.ParkingLot()
-        self._emptied = trio.lowlevel.ParkingLot()
+        self._hearing = False
+        self._left = trio.lowlevel.ParkingLot()
         self._lent: LentConnection | None = None
 
     # --- the beginning ------------------------------------------------------------------
@@ -90,18 +91,14 @@ class Connection:
             await self._writers.park()
 
     @property
-    def is_flushed(self) -> bool:
-        return not self._queue
-
-    @property
     def is_writable(self) -> bool:
-        return self._queued_bytes <= UNSENT_BYTES
+        return self.unsentd_bytes <= UNSENT_BYTES
 
     def finish(self) -> None:
         """No byte follows; what is queued still leaves."""
         self._finishing = True
         self._writers.unpark_all()
-        if not self._queue:
+        if not self.unsent:
             self._finish()
 
     def _finish(self) -> None:
@@ -119,7 +116,7 @@ class Connection:
             self._see_to_queue()
 
     def _see_to_queue(self) -> None:
-        if self._queue and self._gone is None and self._lent is None and not self._sending:
+        if self.unsent and self._gone is None and self._lent is None and not self._sending:
             self._sending = True
             self._spawn(self._keep_sending)
 
@@ -130,8 +127,8 @@ class Connection:
             # What the other side said before may still be there to read: its goodbye, say.
             self._broken = _why(error)
             self._finishing = True
-            self._queue.clear()
-            self._queued_bytes = 0
+            self.unsent.clear()
+            self.unsentd_bytes = 0
             self._writers.unpark_all()
 
     def flush(self) -> bool:
@@ -139,25 +136,25 @@ class Connection:
 
         Raises OSError.
         """
-        while self._queue:
-            taken = self.socket.send(self._queue[0])
-            self._queued_bytes -= taken
-            if taken < len(self._queue[0]):
-                self._queue[0] = self._queue[0][taken:]
+        while self.unsent:
+            taken = self.socket.send(self.unsent[0])
+            self.unsentd_bytes -= taken
+            if taken < len(self.unsent[0]):
+                self.unsent[0] = self.unsent[0][taken:]
                 return False
-            self._queue.popleft()
+            self.unsent.popleft()
         return True
 
     def enqueue(self, data: bytes) -> None:
         """Encrypted bytes, to be sent by `flush`."""
         if data:
             self.bytes_out += len(data)
-            self._queued_bytes += len(data)
-            self._queue.append(memoryview(data))
+            self.unsentd_bytes += len(data)
+            self.unsent.append(memoryview(data))
 
     async def _keep_sending(self) -> None:
         try:
-            while self._queue and self._gone is None:
+            while self.unsent and self._gone is None:
                 await self.socket.wait_writable()
                 self._send_queued()
                 if self.is_writable:
@@ -166,7 +163,7 @@ class Connection:
             self.lose("the connection broke")
         finally:
             self._sending = False
-            self._emptied.unpark_all()
+            self._left.unpark_all()
         if self._finishing:
             self._finish()
 
@@ -202,11 +199,15 @@ class Connection:
         """Feed TLS with what comes next; False at the end."""
         while wait_s := self.share.wait_s(trio.current_time()):  # noqa: ASYNC110 - no event
             await trio.sleep(min(wait_s, ASK_AGAIN_S))
+        self._hearing = True
         try:
             data = await self.socket.receive()
         except (OSError, trio.ClosedResourceError) as error:
             self.lose(_why(error))
             raise LinkClosed(self._gone or "") from error
+        finally:
+            self._hearing = False
+            self._left.unpark_all()
         self.bytes_in += len(data)
         if self.bytes_in > self.may_send_bytes:
             raise LinkClosed("too much data before the handshake")
@@ -229,8 +230,8 @@ class Connection:
 
     async def lend(self, wake: Callable[[], None]) -> LentConnection | None:
         """Until it is given back nobody else reads here, and nobody waits to write."""
-        while self._sending and self._gone is None:
-            await self._emptied.park()
+        while (self._sending or self._hearing) and self._gone is None:
+            await self._left.park()
         kernel = self.socket.kernel
         if self._gone is not None or self._at_end or self._broken or kernel is None:
             return None
@@ -262,8 +263,8 @@ class Connection:
     def _leave(self, reason: str, shut: Callable[[], None]) -> None:
         if self._gone is None:
             self._gone = reason
-            self._queue.clear()
-            self._queued_bytes = 0
+            self.unsent.clear()
+            self.unsentd_bytes = 0
             if self._lent is None:
                 shut()
             else:
@@ -285,6 +286,8 @@ class Connection:
     async def _linger(self) -> None:
         try:
             with trio.move_on_after(LINGER_S), contextlib.suppress(OSError):
+                while self._hearing or self._sending:
+                    await self._left.park()
                 while not self.flush():
                     await self.socket.wait_writable()
                 self.socket.finish()
@@ -313,44 +316,49 @@ class LentConnection:
         self._connection = connection
         self._kernel = kernel
         self._wake = wake
+        self._tls = connection.tls
         self._raw = memoryview(bytearray(HEARD_BYTES))
+        self.unsent: deque[memoryview] = connection.unsent
         self._shut: Callable[[], None] | None = None
 
     @property
     def gone(self) -> str | None:
         return self._connection.gone
 
-    @property
-    def is_flushed(self) -> bool:
-        return self._connection.is_flushed
-
     def fileno(self) -> int:
         return self._kernel.fileno()
 
     def hear(self, into: memoryview) -> int:
         connection = self._connection
-        if data := connection.take_pushed_back():
-            into[: len(data)] = data
-            return len(data)
         try:
             count = self._kernel.recv_into(self._raw)
         except (BlockingIOError, InterruptedError):
-            return connection.tls.read_into(into)
+            return self._tls.read_into(into)
         except OSError as error:
             raise LinkClosed(_why(error)) from error
         if not count:
             raise LinkClosed(connection.gone or "the other side ended the channel")
         connection.bytes_in += count
-        connection.tls.feed(self._raw[:count])
-        return connection.tls.read_into(into)
+        self._tls.feed(self._raw[:count])
+        return self._tls.read_into(into)
+
+    def pushed_back(self) -> bytes:
+        return self._connection.take_pushed_back()
 
     def write(self, data: bytes | memoryview) -> None:
-        self._connection.tls.write(data)
+        self._tls.write(data)
 
     def flush(self) -> None:
-        self._connection.enqueue(self._connection.tls.outgoing())
+        data, connection = self._tls.outgoing(), self._connection
         try:
-            self._connection.flush()
+            if not self.unsent and data:
+                taken = connection.socket.send(data)
+                connection.bytes_out += taken
+                if taken == len(data):
+                    return
+                data = data[taken:]
+            connection.enqueue(data)
+            connection.flush()
         except OSError as error:
             raise LinkClosed(_why(error)) from error
 

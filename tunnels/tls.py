@@ -122,11 +122,13 @@ class Tls:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def read_into(self, view: memoryview) -> int:
-        """Like `read`, as far as `view` goes."""
-        filled = 0
+        """All that arrived, as far as `view` goes."""
+        filled, incoming, connection = 0, self._incoming, self._object
         try:
-            while filled < len(view):
-                count = self._object.read(len(view) - filled, view[filled:])
+            # Asking once more than there are records costs an exception, which is dear.
+            while incoming.pending or connection.pending():
+                room = len(view) - filled
+                count = connection.read(room, view[filled:] if filled else view) if room else 0
                 if not count:
                     break
                 filled += int(count)

@@ -162,8 +162,8 @@ def test_own_addresses_are_literals_without_link_local() -> None:
 async def test_two_endpoints_talk_over_the_real_network() -> None:
     data = os.urandom(3 << 20)
     async with trio.open_nursery() as nursery:
-        alice = Endpoint(identity("alice"), authorize=anyone)
-        bob = Endpoint(identity("bob"), authorize=anyone)
+        alice = Endpoint(identity("alice"), authorize=anyone, transports=("quic",))
+        bob = Endpoint(identity("bob"), authorize=anyone, transports=("quic",))
         bob.serve("echo", echo)
         await nursery.start(alice.run, LOOPBACK, 0)
         port = await nursery.start(bob.run, LOOPBACK, 0)
