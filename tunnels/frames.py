@@ -65,7 +65,7 @@ MAX_OFFSET = 2**63
 
 _HEAD_BYTES = 4
 _OFFSET_BYTES = 8
-_DATA_HEAD_BYTES = _HEAD_BYTES + _OFFSET_BYTES
+DATA_HEAD_BYTES = _HEAD_BYTES + _OFFSET_BYTES
 _HELLO = struct.Struct(f">BI{EPOCH_BYTES}s{NONCE_BYTES}s{KEY_BYTES}s")
 _U64 = struct.Struct(">Q")
 _TWO_U64 = struct.Struct(">QQ")
@@ -176,7 +176,7 @@ def encode(record: Record) -> bytes:
     return bytes((kind,)) + len(body).to_bytes(3, "big") + body
 
 
-def encode_data(offset: int, payload: bytes) -> bytes:
+def encode_data(offset: int, payload: bytes | memoryview) -> bytes:
     """`encode(Data(offset, payload))` without the detours: the one record that must be fast."""
     return b"".join((data_head(offset, len(payload)), payload))
 
@@ -256,7 +256,7 @@ class RecordDecoder:
         if head[0] == Type.DATA:
             if not _OFFSET_BYTES < size <= _OFFSET_BYTES + MAX_DATA_BYTES:
                 raise BadFrame(f"a DATA record of {size} bytes")
-            return _DATA_HEAD_BYTES
+            return DATA_HEAD_BYTES
         if size > MAX_BODY_BYTES:
             raise BadFrame(f"a record of type {head[0]:#04x} with {size} bytes")
         return _HEAD_BYTES + size

@@ -55,7 +55,7 @@ class StreamState:
     ) -> None:
         self._send = SendWindow(send_limit, keeping)
         self._window = window or ReceiveWindow()
-        self._kept: deque[tuple[int, bytes]] = deque()
+        self._kept: deque[tuple[int, bytes | memoryview]] = deque()
         self._arrived = bytearray()
         self._received = 0
         self._outgoing: list[bytes] = []
@@ -77,6 +77,16 @@ class StreamState:
         return 0 if self.ended or self.failure else self._send.available_bytes
 
     @property
+    def sent_bytes(self) -> int:
+        """All that was sent so far."""
+        return self._send.sent
+
+    @property
+    def acked_bytes(self) -> int:
+        """What the other side is known to have of that."""
+        return self._send.acked
+
+    @property
     def kept_bytes(self) -> int:
         """Sent, not acknowledged, therefore kept."""
         return sum(len(data) for _, data in self._kept)
@@ -88,9 +98,9 @@ class StreamState:
             self._outgoing.append(head + data)
             self._ack_is_last = False
 
-    def keep(self, data: bytes) -> bytes:
+    def keep(self, data: bytes | memoryview) -> bytes:
         """`send` for an owner that writes to the channel itself: the head of the DATA record, to
-        be followed by `data`."""
+        be followed by `data`, which must not change until it is acknowledged."""
         offset = self._send.sent
         self._send.spend(len(data))
         self._kept.append((offset, data))

@@ -17,17 +17,22 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 from tunnels.errors import BadFrame, LinkClosed
-from tunnels.frames import MAX_DATA_BYTES, RecordDecoder
+from tunnels.frames import DATA_HEAD_BYTES, MAX_DATA_BYTES, RecordDecoder
 from tunnels.link import Wire
 from tunnels.resume import StreamState
 
 HEARD_BYTES = 256 << 10  # taken from the connection at once
 PLAIN_BYTES = HEARD_BYTES + (64 << 10)  # what that may be once decrypted, with what was left before
-FETCHES = 4  # records made of what the local socket has, before they are sent
-FIRST_PIECE_BYTES = 16 << 10  # of a record goes with its head: one copy of little, not of all
+# Into one record: it and its head make four whole records of TLS.
+FETCHED_BYTES = MAX_DATA_BYTES - DATA_HEAD_BYTES
+FETCHES = 4  # records made of what the local socket has, before the rest is seen to
+LARGE_BYTES = 32 << 10  # of so much that is sent no copy is made
+HEARINGS = 4
+MUCH_BYTES = 64 << 10
 MANY_PIECES = 16
 TURNS = 16  # after so many the processor time is looked at
 SETTLE_S = 0.005  # of processor time, after which the event loop is told what was spent
@@ -35,6 +40,28 @@ SETTLE_BYTES = 8 << 20
 
 _READABLE = select.POLLIN | select.POLLHUP | select.POLLERR if hasattr(select, "poll") else 0
 CAN_RIDE = bool(_READABLE)
+
+
+class _Shelf:
+    """Room for records, used again once the other side has acknowledged what was in it: memory that
+    is asked for and given back a thousand times a second costs as much as the encryption."""
+
+    def __init__(self) -> None:
+        self._free: list[memoryview] = []
+        self._lent: deque[tuple[int, memoryview]] = deque()
+
+    def take(self, acked_bytes: int) -> memoryview:
+        """One that is free until it is lent."""
+        while self._lent and self._lent[0][0] <= acked_bytes:
+            self._free.append(self._lent.popleft()[1])
+        if not self._free:
+            self._free.append(memoryview(bytearray(MAX_DATA_BYTES)))
+        return self._free[-1]
+
+    def lend(self, record: memoryview, end_offset: int) -> None:
+        """The stream keeps what is in it until `end_offset` is acknowledged."""
+        self._free.remove(record)
+        self._lent.append((end_offset, record))
 
 
 class Ride:
@@ -65,6 +92,7 @@ class Ride:
         self._local = local
         self._settle = settle
         self._halted = False
+        self._shelf = _Shelf()
         self._plain = memoryview(bytearray(PLAIN_BYTES))
         self._undelivered: list[bytes | memoryview] = [leftover] if leftover else []
         self._not_consumed = 0  # of what is undelivered, as the window counts
@@ -140,8 +168,8 @@ class Ride:
             if events & _READABLE:
                 self._fetch()
         elif descriptor == self._wire_number:
-            if events & _READABLE and not self._undelivered:
-                self._hear()
+            if events & _READABLE:
+                self._hear_on()
         else:
             self._ear.recv(4096)
             if self._wire.gone is not None:
@@ -182,34 +210,49 @@ class Ride:
     def _fetch(self) -> None:
         state = self._state
         for _ in range(FETCHES):
-            room = min(state.sendable_bytes, MAX_DATA_BYTES)
+            room = min(state.sendable_bytes, FETCHED_BYTES)
             if self.up_ended or not room:
                 break
+            record = self._shelf.take(state.acked_bytes)
             try:
-                data = self._local.recv(room)
+                size = self._local.recv_into(record[DATA_HEAD_BYTES:], room)
             except (BlockingIOError, InterruptedError):
                 break
-            if not data:
+            if not size:
                 self.up_ended = True
                 state.end()
                 break
-            head = state.keep(data)
-            self._wire.write(head + data[: FIRST_PIECE_BYTES - len(head)])
-            if len(data) > FIRST_PIECE_BYTES - len(head):
-                self._wire.write(memoryview(data)[FIRST_PIECE_BYTES - len(head) :])
-            self._carried += len(data)
-            if len(data) < room:
+            payload = record[DATA_HEAD_BYTES : DATA_HEAD_BYTES + size]
+            is_large = size >= LARGE_BYTES
+            record[:DATA_HEAD_BYTES] = state.keep(payload if is_large else bytes(payload))
+            if is_large:
+                self._shelf.lend(record, state.sent_bytes)
+            self._wire.write(record[: DATA_HEAD_BYTES + size])
+            self._wire.flush()
+            self._carried += size
+            if size < room or self._wire.unsent:
                 break
 
     def _say(self) -> None:
         if records := self._state.outgoing():
             self._wire.write(records[0] if len(records) == 1 else b"".join(records))
-        self._wire.flush()
+            self._wire.flush()
+        elif self._wire.unsent:
+            self._wire.flush()
 
     # --- channel -> local socket --------------------------------------------------------
 
-    def _hear(self) -> None:
-        self._take(self._plain[: self._wire.hear(self._plain)])
+    def _hear_on(self) -> None:
+        """While much comes and the local socket takes it, it is acknowledged together."""
+        for _ in range(HEARINGS):
+            if self._undelivered or self._hear() < MUCH_BYTES:
+                return
+            self._deliver()
+
+    def _hear(self) -> int:
+        count = self._wire.hear(self._plain)
+        self._take(self._plain[:count])
+        return count
 
     def _take(self, data: bytes | memoryview) -> None:
         for record in self._decoder.feed_untrusted(data):
