@@ -34,7 +34,7 @@ LARGE_BYTES = 32 << 10  # of so much that is sent no copy is made
 HEARINGS = 4
 MUCH_BYTES = 64 << 10
 MANY_PIECES = 16
-TURNS = 16  # after so many the processor time is looked at
+TURNS = 16  # of little; after so many the processor time is looked at
 SETTLE_S = 0.005  # of processor time, after which the event loop is told what was spent
 SETTLE_BYTES = 8 << 20
 
@@ -97,7 +97,7 @@ class Ride:
         self._undelivered: list[bytes | memoryview] = [leftover] if leftover else []
         self._not_consumed = 0  # of what is undelivered, as the window counts
         self._is_first = True
-        self._turns = 0
+        self._turns = TURNS  # until the processor time is looked at
         self._told_s = 0.0  # of this thread's processor time, in `settle`
         self._carried = 0
         self._bell, self._ear = socket.socketpair()
@@ -148,18 +148,18 @@ class Ride:
         with self.lock:
             if self._halted:
                 return False
-            if self._is_first and not self._undelivered:
+            if self._is_first:
                 # There may be bytes inside the TLS of which no socket knows any more.
                 self._is_first = False
                 self._take(self._wire.pushed_back())
                 self._hear()
             for descriptor, events in ready:
                 self._handle(descriptor, events)
-            if self._undelivered or self._state.peer_ended:
-                self._deliver()
+            self._deliver()
             self._say()
-            self._turns += 1
-            if self._turns % TURNS == 0:
+            self._turns -= 1
+            if self._turns <= 0:
+                self._turns = TURNS
                 self._account()
             return not (self._state.failure or (self.up_ended and self.down_ended))
 
@@ -188,7 +188,7 @@ class Ride:
             up = select.POLLIN
         if self._undelivered:
             up |= select.POLLOUT
-        elif not self.held:
+        if not self.held:
             down = select.POLLIN
         if self._wire.unsent:
             down |= select.POLLOUT
@@ -245,13 +245,25 @@ class Ride:
     def _hear_on(self) -> None:
         """While much comes and the local socket takes it, it is acknowledged together."""
         for _ in range(HEARINGS):
-            if self._undelivered or self._hear() < MUCH_BYTES:
+            if self._hear() < MUCH_BYTES:
                 return
+            self._turns = 0  # it may have been a great many records
             self._deliver()
+            if self._undelivered:
+                return
 
     def _hear(self) -> int:
+        """Also while the local socket is full: there are acknowledgements between the bytes, and
+        without those it may stay so for ever. What cannot be delivered, the window bounds."""
+        if self._undelivered:
+            self._state.sink = None
+            if self._not_consumed:  # it is in `_plain`, which is needed now
+                self._state.consumed(self._not_consumed)
+                self._not_consumed = 0
+                self._undelivered = [b"".join(self._undelivered)]
         count = self._wire.hear(self._plain)
         self._take(self._plain[:count])
+        self._state.sink = self._sink
         return count
 
     def _take(self, data: bytes | memoryview) -> None:
@@ -264,15 +276,18 @@ class Ride:
         self._carried += len(payload)
 
     def _deliver(self) -> None:
-        while self._undelivered:
-            if len(self._undelivered) > MANY_PIECES:
+        state = self._state
+        while self._undelivered or state.readable_bytes:
+            if not self._undelivered:
+                self._undelivered.append(state.take(HEARD_BYTES))
+            elif len(self._undelivered) > MANY_PIECES:
                 self._undelivered = [b"".join(self._undelivered)]
             try:
                 taken = self._local.sendmsg(self._undelivered)
             except (BlockingIOError, InterruptedError):
                 return
             self._taken(taken)
-        if self._state.at_end and not self.down_ended:
+        if state.at_end and not self.down_ended:
             self.down_ended = True
             self._local.shutdown(socket.SHUT_WR)
 

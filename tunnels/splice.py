@@ -12,14 +12,14 @@ import socket as stdlib_socket
 import trio
 
 from tunnels.frames import RecordDecoder
-from tunnels.link import Channel
+from tunnels.link import Channel, Wire
 from tunnels.ride import CAN_RIDE, Ride
 from tunnels.stream import ASK_AGAIN_S, Stream
 
 CHUNK_BYTES = 256 << 10
 MAX_RIDES = 128  # threads in this process; streams beyond are carried by the event loop
 
-_threads = trio.CapacityLimiter(MAX_RIDES)
+_seats = trio.CapacityLimiter(MAX_RIDES)
 
 
 class Splice:
@@ -35,6 +35,7 @@ class Splice:
         self._over = False
         self._ride: Ride | None = None
         self._copying: trio.CancelScope | None = None
+        self._turn = trio.Lock()
         self._parked = trio.Event()
         self._ridden = trio.Event()
         self._ridden.set()
@@ -95,48 +96,64 @@ class Splice:
     async def ride(self, channel: Channel, decoder: RecordDecoder) -> bool:
         """Carry the stream by thread over `channel`, whose bytes nobody else reads meanwhile;
         False when that cannot be. Returns when it is over. Raises LinkClosed, BadFrame."""
-        if self._over or not CAN_RIDE or not _threads.available_tokens or not channel.can_lend:
+        if self._over or not CAN_RIDE or not channel.can_lend:
             return False
-        self._ridden = trio.Event()
-        wire = None
+        seat = object()
         try:
-            if self._copying is not None:
-                self._copying.cancel()
-            await self._parked.wait()
-            wire = await channel.lend(self._wake)
-            if self._over or wire is None or self._stream.channel is not channel:
-                return self._stream.channel is not channel
-            token = trio.lowlevel.current_trio_token()
-            local = stdlib_socket.socket(fileno=self._local.fileno())
-            try:
-                ride = self._ride = Ride(
-                    self._stream.state,
-                    decoder,
-                    wire,
-                    local,
-                    self._undelivered,
-                    lambda spent_s, carried: token.run_sync_soon(
-                        self._settle, channel, spent_s, carried
-                    ),
-                )
-                self._undelivered = b""
-                await self._run(ride)
-            finally:
-                local.detach()
+            _seats.acquire_on_behalf_of_nowait(seat)
+        except trio.WouldBlock:
+            return False
+        try:
+            return await self._ride_in_turn(channel, decoder)
         finally:
-            if wire is not None:
-                wire.give_back()
-            self._ridden.set()
-        self._take_back(ride)
+            _seats.release_on_behalf_of(seat)
+
+    async def _ride_in_turn(self, channel: Channel, decoder: RecordDecoder) -> bool:
+        async with self._turn:  # the ride on the channel before may not be over yet
+            self._ridden = trio.Event()
+            try:
+                if self._copying is not None:
+                    self._copying.cancel()
+                await self._parked.wait()
+                wire = await channel.lend(self._wake)
+                if wire is None:
+                    return False
+                try:
+                    if self._over or self._stream.channel is not channel:
+                        return True
+                    await self._ride_on(channel, wire, decoder)
+                finally:
+                    wire.give_back()
+            finally:
+                self._ridden.set()
         return True
+
+    async def _ride_on(self, channel: Channel, wire: Wire, decoder: RecordDecoder) -> None:
+        token = trio.lowlevel.current_trio_token()
+
+        def settle(spent_s: float, carried: int) -> None:
+            token.run_sync_soon(self._settle, channel, spent_s, carried)
+
+        local = stdlib_socket.socket(fileno=self._local.fileno())
+        leftover, self._undelivered = self._undelivered, b""
+        ride = Ride(self._stream.state, decoder, wire, local, leftover, settle)
+        try:
+            await self._run(ride)
+        finally:
+            local.detach()
+        if isinstance(ride.failure, OSError):
+            self._failure = ride.failure
+        elif ride.failure is not None:
+            raise ride.failure
 
     async def _run(self, ride: Ride) -> None:
         """The thread, which ends when we are cancelled."""
+        self._ride = ride
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._halt_when_cancelled)
                 with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(ride.run, limiter=_threads)
+                    await trio.to_thread.run_sync(ride.run, limiter=trio.CapacityLimiter(1))
                 nursery.cancel_scope.cancel()
         finally:
             self.halt()
@@ -150,12 +167,6 @@ class Splice:
             await trio.sleep_forever()
         finally:
             self.halt()
-
-    def _take_back(self, ride: Ride) -> None:
-        if isinstance(ride.failure, OSError):
-            self._failure = ride.failure
-        elif ride.failure is not None:
-            raise ride.failure
 
     def halt(self) -> None:
         """The stream's state is the event loop's again, now."""

@@ -96,9 +96,9 @@ def encode(message: Message) -> bytes:
             kind, body = 4, _SECRET.pack(link, secret)
         case Dial(number):
             kind, body = 5, _U64.pack(number)
-        case Close(code, reason):
-            said = clip_reason(reason).encode("utf-8")[:MAX_REASON_BYTES]
-            kind, body = 6, bytes((code,)) + said.decode("utf-8", "ignore").encode("utf-8")
+        case _:
+            said = clip_reason(message.reason).encode("utf-8")[:MAX_REASON_BYTES]
+            kind, body = 6, bytes((message.code,)) + said.decode("utf-8", "ignore").encode("utf-8")
     return bytes((kind,)) + len(body).to_bytes(3, "big") + body
 
 
