@@ -69,7 +69,7 @@ class Ride:
     ended, or somebody halts me.
 
     settle(spent_s, carried_bytes): called in the thread, now and then. leftover: what had arrived
-    and the local socket has not taken yet, to go first.
+    and the local socket has not taken yet, to go first. ended: which directions have, up and down.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Ride:
         wire: Wire,
         local: socket.socket,
         leftover: bytes,
+        ended: tuple[bool, bool],
         settle: Callable[[float, int], None],
     ) -> None:
         self.lock = threading.Lock()
-        self.up_ended = state.ended  # the local socket has ended, and the other side knows
-        self.down_ended = False  # the stream has ended, and the local socket knows
+        self.up_ended, self.down_ended = ended  # and the other end of that direction knows
         self.failure: Exception | None = None  # of the channel, or of the local socket
         self.held = False  # the link's share of this node is used up: hear nothing more
         self._state = state
@@ -161,7 +161,12 @@ class Ride:
             if self._turns <= 0:
                 self._turns = TURNS
                 self._account()
-            return not (self._state.failure or (self.up_ended and self.down_ended))
+            return not self._is_over()
+
+    def _is_over(self) -> bool:
+        state = self._state
+        unread = state.stopped_by_peer and not self.up_ended
+        return bool(state.failure) or unread or (self.up_ended and self.down_ended)
 
     def _handle(self, descriptor: int, events: int) -> None:
         if descriptor == self._local_number:

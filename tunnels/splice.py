@@ -96,7 +96,7 @@ class Splice:
     async def ride(self, channel: Channel, decoder: RecordDecoder) -> bool:
         """Carry the stream by thread over `channel`, whose bytes nobody else reads meanwhile;
         False when that cannot be. Returns when it is over. Raises LinkClosed, BadFrame."""
-        if self._over or not CAN_RIDE or not channel.can_lend:
+        if not (CAN_RIDE and channel.can_lend and self._is_under_way):
             return False
         seat = object()
         try:
@@ -107,6 +107,13 @@ class Splice:
             return await self._ride_in_turn(channel, decoder)
         finally:
             _seats.release_on_behalf_of(seat)
+
+    @property
+    def _is_under_way(self) -> bool:
+        """Not so when the event loop's way is the one that will find out about the end."""
+        state = self._stream.state
+        failed = self._failure is not None or state.failure is not None or state.stopped_by_peer
+        return not (self._over or failed or (self._up_ended and self._down_ended))
 
     async def _ride_in_turn(self, channel: Channel, decoder: RecordDecoder) -> bool:
         async with self._turn:  # the ride on the channel before may not be over yet
@@ -119,7 +126,7 @@ class Splice:
                 if wire is None:
                     return False
                 try:
-                    if self._over or self._stream.channel is not channel:
+                    if not self._is_under_way or self._stream.channel is not channel:
                         return True
                     await self._ride_on(channel, wire, decoder)
                 finally:
@@ -136,7 +143,8 @@ class Splice:
 
         local = stdlib_socket.socket(fileno=self._local.fileno())
         leftover, self._undelivered = self._undelivered, b""
-        ride = Ride(self._stream.state, decoder, wire, local, leftover, settle)
+        ended = (self._up_ended, self._down_ended)
+        ride = Ride(self._stream.state, decoder, wire, local, leftover, ended, settle)
         try:
             await self._run(ride)
         finally:
@@ -159,8 +167,7 @@ class Splice:
             self.halt()
             self._ride = None
             ride.close()
-            self._up_ended = self._up_ended or ride.up_ended
-            self._down_ended = self._down_ended or ride.down_ended
+            self._up_ended, self._down_ended = ride.up_ended, ride.down_ended
 
     async def _halt_when_cancelled(self) -> None:
         try:
