@@ -105,11 +105,15 @@ def ranked(candidates: Sequence[Candidate], is_near: Callable[[str], bool]) -> l
     places = {host: place for place, host in enumerate(hosts)}
 
     def preference(one: Candidate) -> tuple[bool, int, int]:
-        kind = LINK_KINDS.get(one.transport)
-        rank = UNKNOWN_RANK if kind is None else kind.rank_when(near[one.host])
-        return not near[one.host], places[one.host], rank
+        return not near[one.host], places[one.host], rank_of(one, near[one.host])
 
     return sorted(candidates, key=preference)
+
+
+def rank_of(candidate: Candidate, near: bool) -> int:
+    """Of the link that it would lead to: a lower one is better."""
+    kind = LINK_KINDS.get(candidate.transport)
+    return UNKNOWN_RANK if kind is None else kind.rank_when(near)
 
 
 async def race(

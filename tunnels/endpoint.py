@@ -19,6 +19,7 @@ from tunnels.errors import LinkClosed, ListenFailed, TunnelError
 from tunnels.gate import WORK, ServiceGate, ServiceLimits
 from tunnels.heartbeat import DEAD_S
 from tunnels.identity import Identity
+from tunnels.improve import Improver
 from tunnels.link import LINK_KINDS, CloseCode, Introduction, Link, ProvenLink, Transport, prove
 from tunnels.network import HostNetwork, Network
 from tunnels.peer import Candidate, PeerId
@@ -92,6 +93,7 @@ class Endpoint:
         self._bound: dict[str, Address] = {}  # by kind of link
         self._transports: dict[str, Transport] = {}
         self._nursery: trio.Nursery | None = None
+        self._improver = Improver(self._network.is_near, self._attempt, self._adopt)
 
     # --- running ------------------------------------------------------------------------
 
@@ -219,15 +221,17 @@ class Endpoint:
 
     async def connect(self, peer: PeerId, candidates: Sequence[Candidate]) -> Session:
         """The session with `peer`: the one that stands, or a new one over the first candidate
-        that answers with the peer's key. A session whose peer has gone silent gets a new link,
-        or gives way when the peer turns out to have restarted. Raises DialFailed.
+        that answers with the peer's key; from then on better ones are looked for. A session whose
+        peer has gone silent gets a new link, or gives way when the peer turns out to have
+        restarted. Raises DialFailed.
         """
-        self._running()
+        nursery = self._running()
         if peer == self.peer:
             raise TunnelError("this is the node's own id; connect to another node")
         async with self._dialling.setdefault(peer, trio.Lock()):
             session = self._sessions.get(peer)
             if session is not None and not session.suspected:
+                self._improver.look_after(session, candidates, nursery)
                 return session
             proven = await race(
                 peer,
@@ -235,7 +239,9 @@ class Endpoint:
                 lambda one: self._attempt(peer, one),
                 _close_late_link,
             )
-            return self._adopt(proven)
+            session = self._adopt(proven)
+            self._improver.look_after(session, candidates, nursery)
+            return session
 
     async def _attempt(self, peer: PeerId, candidate: Candidate) -> ProvenLink:
         self._running()

@@ -94,6 +94,10 @@ class Channel(Protocol):
     """An ordered, reliable pair of byte pipes inside a link."""
 
     @property
+    def link(self) -> Link:
+        """It is part of."""
+
+    @property
     def share(self) -> Share:
         """The link's."""
 
@@ -140,7 +144,7 @@ class NeverLent:
 
 class Link(Protocol):
     kind: str
-    near: bool  # the peer is on the LAN, or on this machine
+    rank: int  # of LINK_KINDS: a session prefers the lowest
     role: Role
     binding: bytes  # see handshake.py
     closed: trio.Event

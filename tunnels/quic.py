@@ -25,7 +25,7 @@ from tunnels.binding import Address
 from tunnels.errors import LinkClosed
 from tunnels.frames import clip_reason
 from tunnels.handshake import Role
-from tunnels.link import CloseCode, Closure, NeverLent
+from tunnels.link import LINK_KINDS, CloseCode, Closure, NeverLent
 from tunnels.peer import format_address
 
 UNSENT_BYTES = 256 << 10  # queued in a channel and not yet sent once: beyond, writers wait
@@ -61,6 +61,10 @@ class QuicChannel(NeverLent):
         self._gone: str | None = None
         self._readers = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
+
+    @property
+    def link(self) -> QuicLink:
+        return self._link
 
     @property
     def share(self) -> Share:
@@ -139,6 +143,7 @@ class QuicLink:
     """One connection. The transport feeds me datagrams and runs my timer."""
 
     kind = "quic"
+    rank = LINK_KINDS["quic"].rank
 
     def __init__(
         self,
@@ -153,7 +158,6 @@ class QuicLink:
         self.role = role
         self.share = share
         self.binding = b""
-        self.near = False  # it makes no difference to this kind
         self.trusted = False  # its peer has proven its key: larger limits
         self.ready = trio.Event()  # TLS is complete
         self.closed = trio.Event()

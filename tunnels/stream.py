@@ -57,6 +57,7 @@ class Stream(trio.abc.HalfCloseableStream):
         self._closed = False
         self._sending = False
         self._receiving = False
+        self._next_channel: Channel | None = None
         self._carrier: Carrier | None = None
         self._reading: trio.CancelScope | None = None
         self._readers = trio.lowlevel.ParkingLot()
@@ -189,13 +190,28 @@ class Stream(trio.abc.HalfCloseableStream):
         if failure is not None:
             raise _error_of(failure)
 
+    def reroute(self, channel: Channel) -> None:
+        """Stop reading the channel in use: the stream is to go on over this one."""
+        if self._next_channel is not None:
+            self._next_channel.reset()
+        self._next_channel = channel
+        self._halt()
+        self._stop_reading()
+
+    def take_next_channel(self) -> Channel | None:
+        channel, self._next_channel = self._next_channel, None
+        return channel
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+
     # --- carried by others --------------------------------------------------------------
 
     def board(self, carrier: Carrier) -> None:
         """From now on `carrier` alone uses this stream; it is offered each channel."""
         self._carrier = carrier
-        if self._reading is not None:
-            self._reading.cancel()
+        self._stop_reading()
 
     def disembark(self) -> None:
         self._halt()
@@ -269,11 +285,11 @@ class Stream(trio.abc.HalfCloseableStream):
         self._writers.unpark_all()
 
     async def read_channel(self, channel: Channel, decoder: RecordDecoder) -> None:
-        """Take records until the channel ends or another has taken its place.
+        """Take records until the channel ends, or another has taken or is to take its place.
 
         Raises LinkClosed, BadFrame.
         """
-        while self._channel is channel:
+        while self._channel is channel and self._next_channel is None:
             if self.finished:
                 await drain(channel)
                 return

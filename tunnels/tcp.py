@@ -18,7 +18,7 @@ import trio
 from tunnels.allowance import Bucket, Rate, Share
 from tunnels.errors import BadFrame, LinkClosed
 from tunnels.handshake import Role
-from tunnels.link import CloseCode, Closure, NeverLent
+from tunnels.link import LINK_KINDS, CloseCode, Closure, NeverLent
 from tunnels.peer import format_address
 from tunnels.tcp_connection import Connection, LentConnection
 from tunnels.tcp_wire import (
@@ -40,7 +40,7 @@ from tunnels.tcp_wire import (
 UNPROVEN_BYTES = 64 << 10  # all a stranger may send before it has proven its key
 CONTROL_HELD_BYTES = 64 << 10  # of the control channel, not yet received by our side
 MAX_CHANNELS = 256  # open at once, of both sides together: a session has 100 streams each way
-OPEN_TIMEOUT_S = 5.0  # for a further connection; without one the link is of no use
+OPEN_TIMEOUT_S = 3.0  # for a further connection; without one the link is of no use
 DIALS = Rate(per_s=50, burst=256)  # that the listener asks for; beyond, they wait
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,10 @@ class ControlChannel(NeverLent):
         self.held_bytes = 0
         self._over = False
         self._changed = trio.lowlevel.ParkingLot()
+
+    @property
+    def link(self) -> TcpLink:
+        return self._link
 
     @property
     def share(self) -> Share:
@@ -107,6 +111,10 @@ class TcpChannel:
     def __init__(self, link: TcpLink, connection: Connection) -> None:
         self._link = link
         self.connection = connection
+
+    @property
+    def link(self) -> TcpLink:
+        return self._link
 
     @property
     def share(self) -> Share:
@@ -162,7 +170,7 @@ class TcpLink:
     ) -> None:
         self.role = role
         self.binding = binding
-        self.near = near
+        self.rank = LINK_KINDS[self.kind].rank_when(near)
         self.share = control.share
         self.closed = trio.Event()
         self.closure: Closure | None = None
