@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import logging
 import secrets
+import ssl
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from tunnels.session import Handler, Session, SessionSetup, new_epoch
 from tunnels.stream import Stream
 from tunnels.tcp_socket import Listener
 from tunnels.tcp_transport import TcpTransport
+from tunnels.tls import listener_context
 from tunnels.udp import DatagramSocket
 
 ACCEPT_TIMEOUT_S = 5.0  # from a stranger's first datagram to its proof
@@ -148,6 +150,7 @@ class Endpoint:
                     raise
                 doors.listener = self._network.listen(host, 0)
             open_sockets.callback(doors.listener.close)
+            doors.tls = listener_context(self.identity)
         return doors
 
     def _start_transports(self, nursery: trio.Nursery, doors: _Doors) -> None:
@@ -164,9 +167,15 @@ class Endpoint:
             self._bound["quic"] = doors.datagrams.local
             nursery.start_soon(quic.run)
             nursery.start_soon(doors.datagrams.flush)
-        if doors.listener is not None:
+        if doors.listener is not None and doors.tls is not None:
             self._transports["tcp"] = tcp = TcpTransport(
-                self.identity, self._network, nursery, self._accept, doors.listener, shared
+                self.identity,
+                self._network,
+                nursery,
+                self._accept,
+                doors.listener,
+                doors.tls,
+                shared,
             )
             self._bound["tcp"] = doors.listener.local
             nursery.start_soon(tcp.run)
@@ -358,6 +367,7 @@ class _Doors:
 
     datagrams: DatagramSocket | None = None
     listener: Listener | None = None
+    tls: ssl.SSLContext | None = None
 
 
 def _udp_first(bound: tuple[str, Address]) -> bool:

@@ -70,6 +70,7 @@ class Ride:
 
     settle(spent_s, carried_bytes): called in the thread, now and then. leftover: what had arrived
     and the local socket has not taken yet, to go first. ended: which directions have, up and down.
+    Raises OSError when there is no descriptor left for it.
     """
 
     def __init__(
@@ -82,6 +83,9 @@ class Ride:
         ended: tuple[bool, bool],
         settle: Callable[[float, int], None],
     ) -> None:
+        self._bell, self._ear = socket.socketpair()  # before anything of the stream is touched
+        self._bell.setblocking(False)
+        self._ear.setblocking(False)
         self.lock = threading.Lock()
         self.up_ended, self.down_ended = ended  # and the other end of that direction knows
         self.failure: Exception | None = None  # of the channel, or of the local socket
@@ -100,9 +104,6 @@ class Ride:
         self._turns = TURNS  # until the processor time is looked at
         self._told_s = 0.0  # of this thread's processor time, in `settle`
         self._carried = 0
-        self._bell, self._ear = socket.socketpair()
-        self._bell.setblocking(False)
-        self._ear.setblocking(False)
         self._poll = select.poll()
         self._poll.register(self._ear, select.POLLIN)
         self._local_number, self._local_interest = local.fileno(), 0

@@ -7,6 +7,7 @@ the other is kept here, so that the two can take turns at any moment.
 
 from __future__ import annotations
 
+import logging
 import socket as stdlib_socket
 
 import trio
@@ -19,6 +20,7 @@ from tunnels.stream import ASK_AGAIN_S, Stream
 CHUNK_BYTES = 256 << 10
 MAX_RIDES = 128  # threads in this process; streams beyond are carried by the event loop
 
+log = logging.getLogger(__name__)
 _seats = trio.CapacityLimiter(MAX_RIDES)
 
 
@@ -128,23 +130,27 @@ class Splice:
                 try:
                     if not self._is_under_way or self._stream.channel is not channel:
                         return True
-                    await self._ride_on(channel, wire, decoder)
+                    return await self._ride_on(channel, wire, decoder)
                 finally:
                     wire.give_back()
             finally:
                 self._ridden.set()
-        return True
 
-    async def _ride_on(self, channel: Channel, wire: Wire, decoder: RecordDecoder) -> None:
+    async def _ride_on(self, channel: Channel, wire: Wire, decoder: RecordDecoder) -> bool:
         token = trio.lowlevel.current_trio_token()
 
         def settle(spent_s: float, carried: int) -> None:
             token.run_sync_soon(self._settle, channel, spent_s, carried)
 
+        state, ended = self._stream.state, (self._up_ended, self._down_ended)
         local = stdlib_socket.socket(fileno=self._local.fileno())
-        leftover, self._undelivered = self._undelivered, b""
-        ended = (self._up_ended, self._down_ended)
-        ride = Ride(self._stream.state, decoder, wire, local, leftover, ended, settle)
+        try:
+            ride = Ride(state, decoder, wire, local, self._undelivered, ended, settle)
+        except OSError as error:
+            local.detach()
+            log.warning("a stream is carried without a thread: %s", error.strerror)
+            return False
+        self._undelivered = b""
         try:
             await self._run(ride)
         finally:
@@ -153,6 +159,7 @@ class Splice:
             self._failure = ride.failure
         elif ride.failure is not None:
             raise ride.failure
+        return True
 
     async def _run(self, ride: Ride) -> None:
         """The thread, which ends when we are cancelled."""

@@ -171,18 +171,17 @@ def listen(host: str | None, port: int) -> TcpListener:
 async def connect(to: Address) -> TcpSocket:
     """Raises LinkClosed with the reason."""
     family = socket.AF_INET6 if ":" in to[0] else socket.AF_INET
-    sock = trio.socket.socket(family, socket.SOCK_STREAM)
     try:
-        await sock.connect(to)
-        plain = socket.socket(family, socket.SOCK_STREAM, fileno=sock.detach())
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise LinkClosed(reason_of(error.errno)) from error
+    try:
+        waiting = trio.socket.from_stdlib_socket(sock)
+        await waiting.connect(to)
+        return TcpSocket(sock, to)
     except OSError as error:
         sock.close()
         raise LinkClosed(reason_of(error.errno)) from error
     except BaseException:
         sock.close()
         raise
-    try:
-        return TcpSocket(plain, to)
-    except OSError as error:
-        plain.close()
-        raise LinkClosed(reason_of(error.errno)) from error

@@ -9,8 +9,10 @@ From a network where a peer of a standing link is, further connections are heard
 from __future__ import annotations
 
 import logging
+import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 
@@ -26,7 +28,7 @@ from tunnels.tcp import UNPROVEN_BYTES, TcpLink
 from tunnels.tcp_connection import Connection
 from tunnels.tcp_socket import RECEIVE_BYTES, ByteSocket, Listener
 from tunnels.tcp_wire import Begin, Join, MessageDecoder, encode
-from tunnels.tls import Tls, dialler_context, listener_context
+from tunnels.tls import Tls, dialler_context
 
 FIRST_WORDS_TIMEOUT_S = 5.0  # from a connection to its BEGIN or JOIN
 MAX_JOINING_PER_NETWORK = 64  # connections of peers' networks that have not said JOIN yet
@@ -39,7 +41,7 @@ class TcpTransport:
     """I own the links of one node. `accept` is called for each that a stranger opens; it returns
     when the stranger has proven itself or is gone.
 
-    shared: what all links of the node share (allowance.py).
+    tls: for those who connect to us. shared: what all links of the node share (allowance.py).
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class TcpTransport:
         nursery: trio.Nursery,
         accept: Accept,
         listener: Listener,
+        tls: ssl.SSLContext,
         shared: Bucket,
     ) -> None:
         self._identity = identity
@@ -62,7 +65,7 @@ class TcpTransport:
         self._joins = Buckets(JOINING)
         self._links: dict[bytes, TcpLink] = {}  # by id, those that peers dialled
         self._running: set[TcpLink] = set()
-        self._listener_context = listener_context(identity)
+        self._listener_context = tls
         self._dialler_context = dialler_context()
 
     async def run(self) -> None:
@@ -72,9 +75,9 @@ class TcpTransport:
             host, now = socket.remote[0], trio.current_time()
             if self._is_peers_network(host, now):
                 self._joining[network_of(host)] += 1
-                self._nursery.start_soon(self._hear, socket, self._leave_joining)
+                self._spawn(partial(self._hear, socket, self._leave_joining))
             elif self._door.knock(host, now, address_checked=True) is Verdict.HEAR:
-                self._nursery.start_soon(self._hear, socket, self._door.leave)
+                self._spawn(partial(self._hear, socket, self._door.leave))
             else:
                 socket.reset()
 
@@ -170,7 +173,7 @@ class TcpTransport:
             spawn=self._spawn,
         )
         self._running.add(link)
-        self._nursery.start_soon(self._run_link, link)
+        self._spawn(partial(self._run_link, link))
         return link
 
     async def _run_link(self, link: TcpLink) -> None:
@@ -181,7 +184,15 @@ class TcpTransport:
             self._links.pop(link.id, None)
 
     def _spawn(self, task: Callable[[], Awaitable[None]]) -> None:
-        self._nursery.start_soon(task)
+        """A bug that a peer's bytes bring to light ends its connection, not the node."""
+
+        async def contained() -> None:
+            try:
+                await task()
+            except Exception:
+                log.exception("a task of a connection failed")
+
+        self._nursery.start_soon(contained)
 
     # --- the door -----------------------------------------------------------------------
 

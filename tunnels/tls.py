@@ -19,7 +19,7 @@ import tempfile
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from tunnels.errors import LinkClosed
+from tunnels.errors import LinkClosed, ListenFailed
 from tunnels.identity import Identity
 
 ALPN = "mesh/1"
@@ -27,10 +27,20 @@ READ_BYTES = 64 << 10
 
 
 def listener_context(identity: Identity) -> ssl.SSLContext:
-    """For whoever connects to us. Takes tens of milliseconds: make one a node."""
+    """For whoever connects to us. Takes tens of milliseconds: make one a node.
+
+    Raises ListenFailed.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 0
-    _load(context, identity)
+    try:
+        _load(context, identity)
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        raise ListenFailed(
+            f"cannot write to {folder}, where TLS takes its key from: {error.strerror}; make room, "
+            "or name another folder in TMPDIR"
+        ) from error
     return _strict(context)
 
 

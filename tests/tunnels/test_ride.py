@@ -15,10 +15,10 @@ import pytest
 import trio
 
 from tests.lab.nodes import anyone, identity
-from tunnels import Endpoint, Session, Stream, connect_and_splice, listen_and_forward, splice
+from tunnels import Endpoint, Session, Stream, connect_and_splice, listen_and_forward, ride, splice
 from tunnels.frames import Open, encode, encode_data
 from tunnels.link import CloseCode
-from tunnels.tcp import TcpChannel
+from tunnels.tcp_channels import TcpChannel
 
 LOOPBACK = "127.0.0.1"
 MIB = 1 << 20
@@ -151,6 +151,21 @@ async def test_beyond_so_many_threads_the_event_loop_carries(
     data = dice.randbytes(2 * MIB)
     async with road() as one:
         assert await there_and_back(await one.connect(), data, dice) == data
+
+
+async def test_without_a_descriptor_left_for_a_thread_the_event_loop_carries(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class NoneLeft(ride.Ride):
+        def __init__(self, *_given: object) -> None:
+            raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(splice, "Ride", NoneLeft)
+    dice = random.Random(6)
+    data = dice.randbytes(2 * MIB)
+    async with road() as one:
+        assert await there_and_back(await one.connect(), data, dice) == data
+    assert "without a thread: Too many open files" in caplog.text
 
 
 @pytest.mark.parametrize("seed", range(4))

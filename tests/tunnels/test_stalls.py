@@ -23,7 +23,7 @@ from tunnels.opening import DRAIN_TIMEOUT_S, HEADER_TIMEOUT_S
 from tunnels.quic import QuicChannel
 from tunnels.quic_transport import QuicTransport
 from tunnels.session import SEE_OFF_S
-from tunnels.tcp import TcpChannel
+from tunnels.tcp_channels import TcpChannel
 from tunnels.tcp_transport import TcpTransport
 
 pytestmark = pytest.mark.usefixtures("link_kind")

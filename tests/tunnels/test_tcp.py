@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import ssl
+import tempfile
 from collections.abc import Callable
 
 import pytest
@@ -13,14 +16,15 @@ from tests.lab import nodes
 from tests.lab.connections import FakeConnection
 from tests.lab.nodes import Pair, echo, exchange, identity, two_nodes
 from tests.tunnels.test_identity_attacks import MALLORY, Conversation, dialler, raw_link, run
-from tunnels import Candidate, DialFailed, Endpoint, LinkClosed, Session
+from tunnels import Candidate, DialFailed, Endpoint, LinkClosed, ListenFailed, Session, tcp_socket
 from tunnels import tls as tunnel_tls
 from tunnels.door import MAX_HALF_OPEN, MAX_HALF_OPEN_PER_NETWORK
 from tunnels.frames import Open
 from tunnels.frames import encode as encode_record
 from tunnels.handshake import Role
 from tunnels.link import CloseCode
-from tunnels.tcp import MAX_CHANNELS, TcpChannel, TcpLink
+from tunnels.tcp import MAX_CHANNELS, TcpLink
+from tunnels.tcp_channels import TcpChannel
 from tunnels.tcp_connection import Connection
 from tunnels.tcp_transport import FIRST_WORDS_TIMEOUT_S, TcpTransport
 from tunnels.tcp_wire import (
@@ -29,6 +33,7 @@ from tunnels.tcp_wire import (
     Dial,
     Join,
     Message,
+    MessageDecoder,
     Secret,
     channel_proof,
     encode,
@@ -508,3 +513,42 @@ async def test_a_kind_of_link_that_is_none_is_refused(clock: object) -> None:
         for kinds in ((), ("pigeon",), ("tcp", "pigeon")):
             with pytest.raises(ValueError, match="tcp, quic"):
                 free(pair)(transports=kinds)
+
+
+async def test_a_folder_for_temporary_files_that_is_full_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, clock: object
+) -> None:
+    def full(**_options: str) -> tuple[int, str]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with two_nodes() as pair:
+        monkeypatch.setattr(tempfile, "mkstemp", full)
+        with pytest.raises(ListenFailed, match="No space left on device; make room"):
+            await free(pair)().run(None, 0)
+
+
+async def test_without_a_descriptor_left_an_address_is_not_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(*_given: object, **_options: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", none)
+    with pytest.raises(LinkClosed, match="too many open files"):
+        await tcp_socket.connect(("127.0.0.1", 9))
+
+
+async def test_a_bug_that_a_connection_brings_to_light_ends_it_and_not_the_node(
+    monkeypatch: pytest.MonkeyPatch, clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_decoder: object) -> None:
+        raise RuntimeError("boom")
+
+    async with two_nodes() as pair:
+        with monkeypatch.context() as broken:
+            broken.setattr(MessageDecoder, "next_untrusted", fail)
+            connection = await connection_to(pair)
+            connection.send(encode(Begin()))
+            assert await is_turned_away(connection)
+        assert "boom" in caplog.text
+        await pair.connect()
