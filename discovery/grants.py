@@ -220,6 +220,11 @@ def renewal_due(grant: Grant, now: float) -> bool:
     return 2 * (grant.expires_at - now) < grant.expires_at - grant.issued_at
 
 
+def is_dated_ahead(grant: Grant, now: float) -> bool:
+    """Whether it was signed by a clock so far ahead of ours that one of the two must be wrong."""
+    return any(link.issued_at > now + MAX_AHEAD_S for link in grant.chain())
+
+
 def grant_digest(grant: Grant) -> bytes:
     """16 bytes that stand for this very grant with its chain: BLAKE3 of its encoding."""
     return blake3(encode_grant(grant)).digest()[:DIGEST_BYTES]
@@ -229,7 +234,7 @@ def verify_grant(grant: Grant, *, mesh: bytes, peer: PeerId, now: float) -> None
     """Raises `GrantError` unless this grant makes `peer` a member of `mesh` at `now`, as far as a
     grant alone can tell: whether it was revoked is in `discovery.revocations`."""
     verify_chain(grant, mesh=mesh, peer=peer)
-    if any(link.issued_at > now + MAX_AHEAD_S for link in grant.chain()):
+    if is_dated_ahead(grant, now):
         raise GrantError(
             "the grant is dated more than a day ahead of this machine's clock: set the clocks of "
             "both machines right"

@@ -24,10 +24,10 @@ class BadCbor(Exception):
     """Bytes that are no CBOR, or CBOR that this mesh does not speak."""
 
 
-def loads_untrusted(data: bytes) -> Any:
+def loads_untrusted(data: bytes, max_values: int = MAX_VALUES) -> Any:
     """The value in `data`; raises `BadCbor` and nothing else."""
-    if len(data) > MAX_VALUES:
-        _count_values(data)
+    if len(data) > max_values:
+        _count_values(data, max_values)
     try:
         return cbor2.loads(
             data,
@@ -42,10 +42,10 @@ def loads_untrusted(data: bytes) -> Any:
         raise BadCbor("not CBOR, or not of the kind that is spoken here") from error
 
 
-def _count_values(data: bytes) -> None:
+def _count_values(data: bytes, max_values: int) -> None:
     """Raises `BadCbor` for too many. Looks at heads alone; what is damaged is left to cbor2."""
     place = 0
-    for _ in range(MAX_VALUES):
+    for _ in range(max_values):
         if place >= len(data):
             return
         kind, argument = data[place] >> 5, data[place] & 31

@@ -19,6 +19,7 @@ from meshnode.membership import Membership
 from meshnode.removal import Removal
 from meshnode.renewal import Renewal
 from tunnels import Endpoint, PeerId, Session, SessionDown, SessionUp, Stream, TunnelError
+from tunnels.allowance import Buckets, Rate
 from tunnels.gate import ASK, TALK
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,9 @@ JOIN_TIMEOUT_S = 10.0
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 30.0
 STRANGER_TIMEOUT_S = 30.0  # from a session's start to its introduction
+DIALS = Rate(per_s=4, burst=128)
+"""Addresses tried of members known by others' words alone, for each inviter: it can make up members
+of 16 addresses each, and a dial that nobody answers is work for a handshake's half."""
 MAX_STRANGERS = 64  # sessions not introduced yet; the rest of the endpoint's are for members
 
 
@@ -44,6 +48,8 @@ class Connections:
         self._membership = membership
         self._emit = emit
         self._kept: set[PeerId] = set()
+        self._met: set[PeerId] = set()
+        self._dials = Buckets(DIALS)
         membership.present_session = endpoint.session
         membership.on_introduced = self._report_introduced
         membership.emit = emit
@@ -169,6 +175,7 @@ class Connections:
         if session is None:
             return  # over already
         session.welcome()
+        self._met.add(peer)
         name, stats = self._membership.member_name(peer), session.stats
         text = f"connected to {name} ({peer.short}) over {stats.link_kind} at {stats.remote}"
         self._emit(Event(Kind.PEER, text, {"peer": str(peer), "name": name, "up": True}))
@@ -193,6 +200,8 @@ class Connections:
         last, are followed by a growing pause."""
         retry_s = FIRST_RETRY_S
         while self._membership.member(peer) is not None:
+            if peer not in self._met:
+                await self._wait_turn(peer)
             began_s = trio.current_time()
             if await self._try_member(peer):
                 session = self._endpoint.session(peer)
@@ -204,6 +213,17 @@ class Connections:
             await trio.sleep(retry_s)
             retry_s = min(2 * retry_s, LAST_RETRY_S)
         self._kept.discard(peer)
+        self._met.discard(peer)
+
+    async def _wait_turn(self, peer: PeerId) -> None:
+        """For a member that we have never met ourselves."""
+        member, ledger = self._membership.member(peer), self._membership.ledger
+        if member is not None:
+            grants = (ledger.shown(mesh, peer) for mesh in ledger.proven(peer))
+            inviters = sorted(grant.issuer for grant in grants if grant is not None)
+            cost = len(member.candidates)
+            key = inviters[0] if inviters else None
+            await trio.sleep(self._dials.spend(key, trio.current_time(), cost))
 
     async def _watch_sessions(
         self,

@@ -8,6 +8,7 @@ against the address policy and the member's key. Of meshes that are not shared, 
 from __future__ import annotations
 
 import logging
+import math
 
 import trio
 
@@ -18,12 +19,16 @@ from meshnode.introduction import parse_records_untrusted, record_pages
 from meshnode.membership import Acquaintance, Membership, patience
 from meshnode.messages import MessageStream
 from tunnels import PeerId, Session, Stream, TunnelError
+from tunnels.allowance import Bucket, Rate
 
 log = logging.getLogger(__name__)
 
 TELL_TIMEOUT_S = 10.0
 CHECK_INTERVAL_S = 30.0
 MAX_PAGES = 64
+TELLINGS = Rate(per_s=200, burst=8192)
+"""Records passed on: each to all members, and one of them may make news of others without end.
+What comes faster is told together."""
 
 Record = tuple[Member, Grant]
 
@@ -34,6 +39,7 @@ class Hearsay:
     def __init__(self, membership: Membership) -> None:
         self._membership = membership
         self._ledger = membership.ledger
+        self._tellings = Bucket(TELLINGS, -math.inf)
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -43,7 +49,9 @@ class Hearsay:
                     if known.session is None or known.parting or not known.introduced:
                         continue
                     if news := self._news_for(known):
+                        self._tellings.spend(trio.current_time(), len(news))
                         nursery.start_soon(self._tell, known.session, known, news)
+                await trio.sleep(self._tellings.wait_s(trio.current_time()))
                 with trio.move_on_after(CHECK_INTERVAL_S):
                     await changed.wait()
 
@@ -86,7 +94,8 @@ class Hearsay:
                 message = await messages.receive_or_end_untrusted()
                 if message is None:
                     break
-                self._take(stream.peer, parse_records_untrusted(message, self._ledger.now()))
+                async with self._membership.hearing.of(stream.peer):
+                    self._take(stream.peer, parse_records_untrusted(message, self._ledger.now()))
             await stream.send_eof()
 
     def _take(self, teller: PeerId, records: list[Record]) -> None:

@@ -36,7 +36,7 @@ from meshnode.introduction import (
 )
 from meshnode.membership import HELLO_TIMEOUT_S, Membership, patience
 from meshnode.messages import MessageStream
-from tunnels import Candidate, Session, Stream
+from tunnels import Candidate, PeerId, Session, Stream
 
 
 class Introductions:
@@ -59,7 +59,7 @@ class Introductions:
                 await messages.send(self._hello(candidates, shown))
                 answer = await messages.receive_untrusted()
                 grants, word = parse_grants_untrusted(answer), self._word(session, answer)
-                heard = await self.hear(messages, shown)
+                heard = await self.hear(session.peer, messages, shown)
                 good = self._membership.verified(session.peer, grants)
                 if not good:
                     raise AccessError(self._refusal(session, shown))
@@ -87,7 +87,7 @@ class Introductions:
             await messages.send(self._hello(candidates, shared))
             told = await self._send_pages(messages, shared, against)
             if shared:
-                told |= await self.hear(messages, shared)
+                told |= await self.hear(stream.peer, messages, shared)
                 good = self._membership.verified(stream.peer, grants)
                 if good and self._membership.present_session(stream.peer) is session:
                     known = self._membership.acquaint(session, word, good)
@@ -96,15 +96,18 @@ class Introductions:
                     self._membership.now_introduced(known)
             await stream.send_eof()
 
-    async def hear(self, messages: MessageStream, meshes: Collection[bytes]) -> set[bytes]:
+    async def hear(
+        self, peer: PeerId, messages: MessageStream, meshes: Collection[bytes]
+    ) -> set[bytes]:
         """Takes the peer's pages of revocations, those of `meshes`; their digests. Raises
         `BadMessage`."""
         heard: set[bytes] = set()
         for _ in range(MAX_PAGES):
             message = await messages.receive_untrusted()
-            revocations, more = parse_revocation_page_untrusted(message)
-            ours = [one for one in revocations if one.mesh in meshes]
-            self._membership.take(ours)
+            async with self._membership.hearing.of(peer):
+                revocations, more = parse_revocation_page_untrusted(message)
+                ours = [one for one in revocations if one.mesh in meshes]
+                self._membership.take(ours)
             heard.update(one.digest for one in ours)
             if not more:
                 return heard

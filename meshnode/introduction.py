@@ -41,6 +41,8 @@ def parse_grants_untrusted(message: Mapping[str, Any]) -> list[Grant]:
             grants.append(parse_grant_untrusted(row if isinstance(row, bytes) else b""))
         except GrantError as error:
             raise BadMessage(f"the peer's introduction holds a bad grant: {error}") from None
+    if len({grant.mesh for grant in grants}) < len(grants):  # each would be work, and one counts
+        raise BadMessage("the peer shows two grants of one mesh")
     return grants
 
 

@@ -17,6 +17,7 @@ from discovery.grants import (
     GrantError,
     Role,
     encode_grant,
+    is_dated_ahead,
     issue,
     issue_root,
     parse_grant_untrusted,
@@ -40,6 +41,9 @@ log = logging.getLogger(__name__)
 
 SEEN_SAVED_EVERY_S = 24 * 3600
 """How stale the moments on disk at which members were heard may grow: they count in weeks."""
+MAX_HEARD_OF_ONE = 64
+"""Members of one inviter that are taken from others' words: it could make up any number of them,
+and all are dialled. The founder is not held to it; nor are those who come themselves."""
 WORTH_RENEWING_S = 24 * 3600
 """By how much longer a renewed grant must hold to be asked for, or given, before it is due."""
 
@@ -115,9 +119,12 @@ class Ledger:
         self.save_members()
 
     def renew_own_mesh(self) -> bool:
-        """Founds our own mesh, or signs our place in it anew when that is due. Says whether."""
-        grant = self._grants.get(self.own_mesh)
-        if grant is not None and not renewal_due(grant, self.now()):
+        """Founds our own mesh, or signs our place in it anew when that is due. Says whether.
+
+        Also one that our own clock dated ahead before it was set right: nobody takes that.
+        """
+        grant, now = self._grants.get(self.own_mesh), self.now()
+        if grant is not None and not (renewal_due(grant, now) or is_dated_ahead(grant, now)):
             return False
         own = issue_root(
             self._root.sign,
@@ -241,6 +248,8 @@ class Ledger:
         is_newer = known is None or known.issued_at < grant.issued_at
         if word.peer == self.identity.peer or not (is_newer or self.roster.is_older_than(word)):
             return False  # before any signature is looked at, which is work
+        if known is None and not self._has_room_for_one_of(grant):
+            return False
         if not word.is_signed():
             return False
         self.verify(grant, word.peer)
@@ -250,6 +259,12 @@ class Ledger:
         if is_newer:
             self._shown[grant.mesh, word.peer] = grant
         return news or is_newer
+
+    def _has_room_for_one_of(self, grant: Grant) -> bool:
+        """Whether one more of its inviter's may be taken from others' words."""
+        by_founder = grant.depth <= 2
+        same = (one for one in self._shown.values() if one.issuer == grant.issuer)
+        return by_founder or sum(1 for _ in same) < MAX_HEARD_OF_ONE
 
     def _forget_members(self, places: Iterable[tuple[bytes, PeerId]]) -> None:
         """Forgets these places; a member that has no other is forgotten whole."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from time import perf_counter
 
 import trio
 
@@ -23,10 +24,14 @@ from meshnode.events import Emit, Event, Kind
 from meshnode.ledger import GrantRevoked, Ledger
 from meshnode.state import Home
 from tunnels import Identity, PeerId, Session, Stream
+from tunnels.allowance import Buckets, Rate
 
 log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 10.0
+HEARING = Rate(per_s=0.03, burst=1.0)
+"""Seconds a second. Four thousand statements, more than a mesh's book holds, cost one; so do the
+manifests of 200,000 tensors."""
 
 
 @dataclass
@@ -63,6 +68,7 @@ class Membership:
         self.present_session: Callable[[PeerId], Session | None] = lambda _peer: None
         self.on_introduced: Callable[[PeerId], None] = lambda _peer: None
         self.emit: Emit = lambda _event: None
+        self.hearing = Hearing()
         self._acquaintances: dict[PeerId, Acquaintance] = {}
 
     # -- what others ask ----------------------------------------------------------------------
@@ -261,6 +267,27 @@ class Membership:
         """Somebody came, went, or is heard of."""
         self.changed.set()
         self.changed = trio.Event()
+
+
+class Hearing:
+    """I give each peer a share of our time for what it tells: signatures to be looked at, files to
+    be written. What its links cost is counted elsewhere (`tunnels.allowance`)."""
+
+    def __init__(self) -> None:
+        self._shares = Buckets(HEARING)
+
+    @contextlib.asynccontextmanager
+    async def of(self, peer: PeerId) -> AsyncIterator[None]:
+        """Around work that does not wait, which begins once what the peer has cost is paid: also
+        what it cost on a stream that it gave up. By the clock: nobody is served while a file is
+        flushed, though that takes no processor."""
+        while wait_s := self._shares.wait_s(peer, trio.current_time()):  # noqa: ASYNC110 - no event
+            await trio.sleep(wait_s)
+        began_s = perf_counter()
+        try:
+            yield
+        finally:
+            self._shares.spend(peer, trio.current_time(), perf_counter() - began_s)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,9 @@ _LENGTH = struct.Struct(">I")
 
 SMALL_MESSAGE_BYTES = 64 * 1024
 MANIFEST_MESSAGE_BYTES = 16 * 1024 * 1024
+MAX_VALUES = 1 << 14
+"""In one message: a page of 32 members has 2,500, a worker's facts name 10,000 models at most. What
+has more, a manifest, travels inside as bytes."""
 
 Message = Mapping[str, Any]
 
@@ -31,7 +34,7 @@ class PeerGone(NetworkError):
 def parse_message_untrusted(data: bytes) -> Message:
     """The map with text keys in `data`; raises `BadMessage` and nothing else."""
     try:
-        message = loads_untrusted(data)
+        message = loads_untrusted(data, MAX_VALUES)
     except BadCbor as error:
         raise BadMessage("the peer sent a message that cannot be read") from error
     if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):

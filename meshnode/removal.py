@@ -8,6 +8,7 @@ that, the peer itself hears why. A peer that keeps a grant of another mesh conne
 from __future__ import annotations
 
 import logging
+import math
 
 import trio
 
@@ -18,12 +19,17 @@ from meshnode.introduction import revocation_pages
 from meshnode.membership import Acquaintance, Membership, patience
 from meshnode.messages import MessageStream
 from tunnels import Session, Stream, TunnelError
+from tunnels.allowance import Bucket, Rate
 
 log = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S = 2.0
 """How often grants are held against the clock on the wall, which may be set at any time."""
 TELL_TIMEOUT_S = 5.0
+TELLINGS = Rate(per_s=20, burst=256)
+"""Streams on which news is passed on: all members hear each, and one of them may make news without
+end. What comes faster is told together."""
+LOOK_PAUSE_S = 0.1  # between two looks: each is at all that is known of every peer connected
 GOODBYE_S = 0.5
 """For telling a peer why its session ends. It may open nothing more then; what it runs goes on."""
 
@@ -35,6 +41,7 @@ class Removal:
         self._membership = membership
         self._introductions = introductions
         self._ledger = membership.ledger
+        self._tellings = Bucket(TELLINGS, -math.inf)
 
     async def run(self) -> None:
         """Looks at every session whenever there is news, and now and then."""
@@ -42,19 +49,22 @@ class Removal:
             while True:
                 news = self._membership.news
                 self._ledger.settle()
+                may_tell = self._tellings.level(trio.current_time()) > 0  # all hear it, or none yet
                 for known in self._membership.acquaintances():
-                    self._look_at(known, nursery)
+                    self._look_at(known, nursery, may_tell)
+                await trio.sleep(LOOK_PAUSE_S)
                 with trio.move_on_after(CHECK_INTERVAL_S):
                     await news.wait()
 
-    def _look_at(self, known: Acquaintance, nursery: trio.Nursery) -> None:
+    def _look_at(self, known: Acquaintance, nursery: trio.Nursery, may_tell: bool) -> None:
         if known.session is None or known.parting:
             return
         reason = self._why_part(known)
         if reason is not None:
             known.parting = True
             nursery.start_soon(self._part, known.session, known, reason)
-        elif known.introduced and (untold := self._untold(known)):
+        elif may_tell and known.introduced and (untold := self._untold(known)):
+            self._tellings.spend(trio.current_time(), 1)
             known.told.update(one.digest for one in untold)
             nursery.start_soon(self._tell_on, known.session, known, untold)
 
@@ -118,7 +128,7 @@ class Removal:
         with patience(stream):
             messages = MessageStream(stream)
             meshes = frozenset(self._membership.shown_by(stream.peer))
-            heard = await self._introductions.hear(messages, meshes)
+            heard = await self._introductions.hear(stream.peer, messages, meshes)
             for known in self._membership.acquaintances():
                 if known.peer == stream.peer:
                     known.told |= heard

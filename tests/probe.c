@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
@@ -175,6 +176,18 @@ static int act_hog(void) { // TARGET MiB, written to
     memset(block, 1, size);
     return block[size / 2] - 1;
 }
+static int mapped(int fd, int flags) { // TARGET MiB, touched in two places
+    const size_t size = (size_t) atoi(target) << 20;
+    char * block = mmap(NULL, size, PROT_READ | PROT_WRITE, flags | MAP_NORESERVE, fd, 0);
+    if (block == MAP_FAILED) {
+        return -1;
+    }
+    block[0] = block[size / 2] = 1;
+    return block[size / 2] - 1;
+}
+static int act_hog_shared(void) { return mapped(-1, MAP_SHARED | MAP_ANONYMOUS); }
+static int act_hog_stack(void)  { return mapped(-1, MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN); }
+static int act_hog_zero(void)   { return mapped(open("/dev/zero", O_RDWR), MAP_SHARED); }
 static int act_count_open(void) {
     int count = 0;
     for (int fd = 0; fd < 1024; ++fd) {
@@ -196,7 +209,8 @@ static const struct {
     { "signal-self", act_signal_self }, { "ptrace", act_ptrace }, { "io-uring", act_io_uring },
     { "own-signal", act_own_signal_to }, { "limit-other", act_limit_other },
     { "raise-privileges", act_raise_privileges }, { "keep-capability", act_keep_capability },
-    { "hog", act_hog }, { "count-open", act_count_open },
+    { "hog", act_hog }, { "hog-shared", act_hog_shared }, { "hog-stack", act_hog_stack },
+    { "hog-zero", act_hog_zero }, { "count-open", act_count_open },
 };
 
 int main(int argc, char ** argv) {

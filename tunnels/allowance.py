@@ -6,7 +6,8 @@ read off the clock, it would charge an honest peer for whatever else keeps the m
 engine's threads do. A link earns time by the stream bytes it carries, at EARNED_S_PER_BYTE, several
 times what they cost; so whoever moves data is never held back, and whoever only makes work has:
 
-    own     a small rate of its link (STRANGER, or MEMBER once the peer is introduced)
+    own     a small rate: STRANGER for all strangers of one network, MEMBER for a peer once it is
+            introduced. By network and by peer, so that a new link is no new allowance
     shared  SHARED, one rate for all links of the node together
 
 A link in debt is not heard: its datagrams are dropped, which its congestion control takes for a
@@ -34,6 +35,8 @@ SHARED = Rate(per_s=0.08, burst=0.25)
 EARNED_S_PER_BYTE = 0.2e-6  # carrying one costs 0.03e-6 on a core of 2020
 MAX_EARNED_S = 0.5
 LEAST_WAIT_S = 1e-6
+WAKE_S = 0.05e-3  # a task that runs once more on a peer's behalf, beside what it does
+OPENING_S = 0.5e-3  # a channel that the peer opens: its tasks, its header, its end
 
 
 class Bucket:
@@ -92,11 +95,26 @@ class Buckets:
         return len(self._buckets)
 
     def take(self, key: Hashable, now: float) -> bool:
+        return self._bucket(key, now).take(now)
+
+    def spend(self, key: Hashable, now: float, amount: float) -> float:
+        """Take `amount`, into debt if need be; how long until that is paid."""
+        bucket = self._bucket(key, now)
+        bucket.spend(now, amount)
+        return bucket.wait_s(now)
+
+    def level(self, key: Hashable, now: float) -> float:
+        return self._bucket(key, now).level(now)
+
+    def wait_s(self, key: Hashable, now: float) -> float:
+        return self._bucket(key, now).wait_s(now)
+
+    def _bucket(self, key: Hashable, now: float) -> Bucket:
         bucket = self._buckets.get(key)
         if bucket is None:
             self._make_room(now)
             bucket = self._buckets[key] = Bucket(self._rate, now)
-        return bucket.take(now)
+        return bucket
 
     def _make_room(self, now: float) -> None:
         while self._buckets:
@@ -106,22 +124,30 @@ class Buckets:
             del self._buckets[oldest]
 
 
-class Share:
-    """One link's share of this node's processor."""
+class Budget:
+    """This node's processor, as it is shared out among all its links."""
 
-    def __init__(self, shared: Bucket, now: float) -> None:
-        self._shared = shared
-        self._own = Bucket(STRANGER, now)
-        self._is_member = False
+    def __init__(self, now: float) -> None:
+        self.shared = Bucket(SHARED, now)
+        self.strangers = Buckets(STRANGER)
+        self.members = Buckets(MEMBER)
+
+    def share(self, network: Hashable) -> Share:
+        """For a new link to somebody there, a stranger until it is welcomed."""
+        return Share(self, network)
+
+
+class Share:
+    """One link's part of the budget."""
+
+    def __init__(self, budget: Budget, network: Hashable) -> None:
+        self._budget = budget
+        self._own, self._key = budget.strangers, network
         self._earned_s = 0.0
 
-    def welcome(self, now: float) -> None:
-        """The peer is a member: it gets a member's rate."""
-        if not self._is_member:
-            self._is_member = True
-            debt_s = min(0.0, self._own.level(now))
-            self._own = Bucket(MEMBER, now)
-            self._own.spend(now, -debt_s)
+    def welcome(self, peer: Hashable) -> None:
+        """The peer is a member: it has a member's rate, with all its links."""
+        self._own, self._key = self._budget.members, peer
 
     def earn(self, carried_bytes: int) -> None:
         self._earned_s = min(MAX_EARNED_S, self._earned_s + carried_bytes * EARNED_S_PER_BYTE)
@@ -130,19 +156,19 @@ class Share:
         """Processor time was spent on this link."""
         from_earned_s = min(self._earned_s, spent_s)
         self._earned_s -= from_earned_s
-        self._own.spend(now, spent_s - from_earned_s)
+        self._own.spend(self._key, now, spent_s - from_earned_s)
         self._settle(now)
 
     def wait_s(self, now: float) -> float:
         """How long the link must not be heard; 0 when it may be. Others may empty the shared
         rate meanwhile or fill it: ask again then."""
         self._settle(now)
-        return self._own.wait_s(now)
+        return self._own.wait_s(self._key, now)
 
     def _settle(self, now: float) -> None:
-        debt_s = -self._own.level(now)
+        debt_s = -self._own.level(self._key, now)
         if debt_s > 0:
             from_earned_s = min(self._earned_s, debt_s)
             self._earned_s -= from_earned_s
-            paid_s = from_earned_s + self._shared.take_up_to(now, debt_s - from_earned_s)
-            self._own.spend(now, -paid_s)
+            paid_s = from_earned_s + self._budget.shared.take_up_to(now, debt_s - from_earned_s)
+            self._own.spend(self._key, now, -paid_s)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import trio
 
-from tunnels.allowance import SHARED, Bucket
+from tunnels.allowance import Budget
 from tunnels.binding import Address
 from tunnels.credit import INITIAL_WINDOW_BYTES
 from tunnels.dial import AddressPolicy, race, ranked
@@ -96,6 +96,7 @@ class Endpoint:
         self._transports: dict[str, Transport] = {}
         self._nursery: trio.Nursery | None = None
         self._improver = Improver(self._network.is_near, self._attempt, self._adopt)
+        self._stopped = False
 
     # --- running ------------------------------------------------------------------------
 
@@ -115,6 +116,7 @@ class Endpoint:
             raise RuntimeError("this endpoint runs already")
         with contextlib.ExitStack() as open_sockets:
             doors = self._open_doors(host, port, open_sockets)
+            self._stopped = False
             try:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
@@ -123,6 +125,7 @@ class Endpoint:
                     try:
                         await trio.sleep_forever()
                     finally:
+                        self._stopped = True
                         for session in list(self._sessions.values()):
                             session.end("the node is stopping")
             finally:
@@ -154,7 +157,7 @@ class Endpoint:
         return doors
 
     def _start_transports(self, nursery: trio.Nursery, doors: _Doors) -> None:
-        shared = Bucket(SHARED, trio.current_time())
+        budget = Budget(trio.current_time())
         if doors.datagrams is not None:
             self._transports["quic"] = quic = QuicTransport(
                 self.identity,
@@ -162,7 +165,7 @@ class Endpoint:
                 nursery,
                 self._accept,
                 self._network.interface_addresses,
-                shared,
+                budget,
             )
             self._bound["quic"] = doors.datagrams.local
             nursery.start_soon(quic.run)
@@ -175,7 +178,7 @@ class Endpoint:
                 self._accept,
                 doors.listener,
                 doors.tls,
-                shared,
+                budget,
             )
             self._bound["tcp"] = doors.listener.local
             nursery.start_soon(tcp.run)
@@ -356,6 +359,9 @@ class Endpoint:
                 self._subscribers.remove(subscriber)
 
     def _running(self) -> trio.Nursery:
+        """Raises LinkClosed once it has stopped: a dial under way may be answered then."""
+        if self._stopped:
+            raise LinkClosed("this node has stopped")
         if self._nursery is None:
             raise RuntimeError("the endpoint does not run: start Endpoint.run first")
         return self._nursery

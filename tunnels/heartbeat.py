@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 import trio
 
-from tunnels.allowance import Bucket, Rate
+from tunnels.allowance import WAKE_S, Bucket, Rate
 from tunnels.errors import BadFrame, LinkClosed
 from tunnels.frames import Ping, Pong, Record, encode
 from tunnels.link import CloseCode, ProvenLink
@@ -46,7 +47,10 @@ class Heartbeat:
         try:
             self._take(self._backlog)
             while data := await self._control.receive():
+                began_s = time.thread_time()
                 self._take(self._decoder.feed_untrusted(data))
+                spent_s = WAKE_S + time.thread_time() - began_s
+                self._link.share.charge(spent_s, trio.current_time())
             raise BadFrame("the control channel was ended")
         except BadFrame as error:
             self._link.close(CloseCode.PROTOCOL_ERROR, str(error))
@@ -55,17 +59,20 @@ class Heartbeat:
             self._link.close(CloseCode.LINK_OVER, "the control channel is gone")
 
     def _take(self, records: list[Record]) -> None:
+        answers = []
         for record in records:
             match record:
                 case Ping(id=number):
                     if not self._pings.take(trio.current_time()):
                         raise BadFrame("pings come without end")
-                    self._control.send(encode(Pong(number)))
+                    answers.append(encode(Pong(number)))
                 case Pong(id=number):
                     if (sent_at := self._sent.pop(number, None)) is not None:
                         self._rtts.append(trio.current_time() - sent_at)
                 case _:
                     raise BadFrame(f"a {type(record).__name__} record on the control channel")
+        if answers:
+            self._control.send(b"".join(answers))
 
     async def _beat(self) -> None:
         number = 0

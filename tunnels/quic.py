@@ -32,6 +32,7 @@ UNSENT_BYTES = 256 << 10  # queued in a channel and not yet sent once: beyond, w
 UNPROVEN_BYTES = 64 << 10  # all a stranger may send before it has proven its key
 UNPROVEN_DATAGRAMS = 256  # heard of a stranger; an honest handshake takes ten
 RECEIVE_BYTES = 32 << 10  # handed to a reader at once, so that no peer's bytes stop all others
+DEAF_AT_MOST_S = 0.02  # a link in debt, before its debt is looked at again
 MAX_UNACCEPTED = 256  # channels the peer opened that wait for the session: twice what QUIC grants
 GOODBYE_COPIES = 2  # a lost goodbye costs the other side its whole silence limit
 MAX_REASON_BYTES = 300
@@ -170,6 +171,7 @@ class QuicLink:
         self._send = send
         self._channels: dict[int, QuicChannel] = {}
         self._datagrams_in = 0
+        self._deaf_until_s = -math.inf
         self._taken = 0  # by our side since the last pump
         self._one_way = False  # the peer opened a unidirectional stream
         self._accepted: deque[QuicChannel] = deque()
@@ -216,7 +218,10 @@ class QuicLink:
         """Take a datagram; `pump_charged` must follow, once for a batch. False when it was dropped:
         the link is over, or in debt (allowance.py)."""
         now = trio.current_time()
-        if self.closed.is_set() or self.share.wait_s(now):
+        if self.closed.is_set() or now < self._deaf_until_s:
+            return False
+        if wait_s := self.share.wait_s(now):
+            self._deaf_until_s = now + min(wait_s, DEAF_AT_MOST_S)
             return False
         self._datagrams_in += 1
         if not self.trusted and self._datagrams_in > UNPROVEN_DATAGRAMS:

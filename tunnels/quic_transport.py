@@ -25,9 +25,9 @@ from aioquic.quic.packet import (
 from aioquic.quic.retry import QuicRetryTokenHandler
 
 from tunnels import quic_tuning as tuning
-from tunnels.allowance import Bucket, Share
+from tunnels.allowance import Budget
 from tunnels.binding import Address
-from tunnels.door import Door, Verdict
+from tunnels.door import Door, Verdict, network_of
 from tunnels.errors import LinkClosed, WrongPeer
 from tunnels.handshake import Role
 from tunnels.identity import Identity, certificate_hash, certificate_peer
@@ -53,7 +53,7 @@ MAX_REMOTE_DATAGRAM_BYTES = 1500  # no node sends larger ones to another machine
 
 class QuicTransport:
     """I own the connections of one socket. `accept` is called for each that a stranger opens;
-    it returns when the stranger has proven itself or is gone. shared: what all links of the node
+    it returns when the stranger has proven itself or is gone. budget: what all links of the node
     share (allowance.py).
     """
 
@@ -64,7 +64,7 @@ class QuicTransport:
         nursery: trio.Nursery,
         accept: Accept,
         own_addresses: Callable[[], list[str]],
-        shared: Bucket,
+        budget: Budget,
     ) -> None:
         self._identity = identity
         self._own_addresses = own_addresses
@@ -75,7 +75,7 @@ class QuicTransport:
         self._accept = accept
         self._links: dict[bytes, QuicLink] = {}
         self._door = Door(trio.current_time())
-        self._shared = shared
+        self._budget = budget
         self._tokens = QuicRetryTokenHandler()
         self._unreachable: dict[Address, str] = {}
         self._dialling: Counter[Address] = Counter()
@@ -104,7 +104,8 @@ class QuicTransport:
         self._dialling[address] += 1
         try:
             quic.connect(VIRTUAL_ADDRESS, now=trio.current_time())
-            self._start(link)
+            self._nursery.start_soon(self._run_link, link)
+            link.pump()
             await self._established(link, address)
             self._pin(link, expect)
         except BaseException:
@@ -231,7 +232,8 @@ class QuicTransport:
             return  # noise that looked like an Initial
         self._route_add(link, cid)
         self._route_add(link, quic.host_cid)
-        self._start(link)
+        self._nursery.start_soon(self._run_link, link)
+        link.pump_charged()
         self._nursery.start_soon(self._hear, link, sender[0])
 
     async def _hear(self, link: QuicLink, host: str) -> None:
@@ -242,16 +244,12 @@ class QuicTransport:
 
     def _adopt(self, quic: tuning.BoundedConnection, role: Role, remote: Address) -> QuicLink:
         tuning.pace(quic, same_machine=self._is_this_machine(remote[0]))
-        share = Share(self._shared, trio.current_time())
+        share = self._budget.share(network_of(remote[0]))
         link = QuicLink(quic, role, remote, self._socket.send, share)
         link.on_route = lambda cid, add: (
             self._route_add(link, cid) if add else self._route_drop(cid)
         )
         return link
-
-    def _start(self, link: QuicLink) -> None:
-        self._nursery.start_soon(self._run_link, link)
-        link.pump()
 
     async def _run_link(self, link: QuicLink) -> None:
         try:

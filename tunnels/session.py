@@ -18,7 +18,7 @@ from typing import TypeVarTuple
 
 import trio
 
-from tunnels.allowance import Bucket, Rate
+from tunnels.allowance import OPENING_S, Bucket, Rate
 from tunnels.credit import Pool, ReceiveWindow
 from tunnels.errors import BadFrame, LinkClosed, SessionClosed, TunnelError
 from tunnels.frames import (
@@ -154,7 +154,7 @@ class Session:
         """The peer is a member of something here: its links get a member's share of this node."""
         self._is_member = True
         for proven in self._links:
-            proven.link.share.welcome(trio.current_time())
+            proven.link.share.welcome(self.peer)
 
     async def aclose(self, reason: str = "") -> None:
         """End the session; the peer is told `reason`.
@@ -189,7 +189,7 @@ class Session:
             return
         self._links.append(proven)
         if self._is_member:
-            proven.link.share.welcome(trio.current_time())
+            proven.link.share.welcome(self.peer)
         self._beats[proven.link] = Heartbeat(proven, self._setup.dead_after_s)
         self._spawn(self._run_link, proven)
         self._links_changed.unpark_all()
@@ -401,6 +401,7 @@ class Session:
             except LinkClosed:
                 return
             self._spawn(self._greet, channel)
+            link.share.charge(OPENING_S, trio.current_time())
             self._channels.spend(trio.current_time(), 1)
             await trio.sleep(self._channels.wait_s(trio.current_time()))
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import trio
 
+from tunnels.allowance import WAKE_S
 from tunnels.errors import StreamError, StreamLost, StreamRefused, StreamReset
 from tunnels.frames import MAX_DATA_BYTES, Ack, Record, RecordDecoder, ResetCode, clip_reason
 from tunnels.link import Channel
@@ -16,7 +17,7 @@ from tunnels.peer import PeerId
 from tunnels.resume import Failure, StreamState
 
 RECEIVE_BYTES = 256 << 10  # receive_some without a size
-ASK_AGAIN_S = 0.1  # what a link in debt owes may be paid sooner, by the rate it shares
+ASK_AGAIN_S = 0.5  # what a link in debt owes may be paid sooner, by the rate it shares
 
 
 class Carrier(Protocol):
@@ -306,7 +307,8 @@ class Stream(trio.abc.HalfCloseableStream):
             began_s, before = time.thread_time(), self._state.received_bytes
             self.take_records(decoder.feed_untrusted(data))
             channel.share.earn(self._state.received_bytes - before)
-            channel.share.charge(time.thread_time() - began_s, trio.current_time())
+            spent_s = WAKE_S + time.thread_time() - began_s
+            channel.share.charge(spent_s, trio.current_time())
             while wait_s := channel.share.wait_s(trio.current_time()):  # noqa: ASYNC110 - no event
                 await trio.sleep(min(wait_s, ASK_AGAIN_S))
 

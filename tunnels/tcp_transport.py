@@ -16,7 +16,7 @@ from functools import partial
 
 import trio
 
-from tunnels.allowance import Bucket, Buckets, Rate, Share
+from tunnels.allowance import Buckets, Budget, Rate, Share
 from tunnels.door import Door, Verdict, network_of
 from tunnels.errors import BadFrame, LinkClosed, WrongPeer
 from tunnels.handshake import Role
@@ -41,7 +41,7 @@ class TcpTransport:
     """I own the links of one node. `accept` is called for each that a stranger opens; it returns
     when the stranger has proven itself or is gone.
 
-    tls: for those who connect to us. shared: what all links of the node share (allowance.py).
+    tls: for those who connect to us. budget: what all links of the node share (allowance.py).
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class TcpTransport:
         accept: Accept,
         listener: Listener,
         tls: ssl.SSLContext,
-        shared: Bucket,
+        budget: Budget,
     ) -> None:
         self._identity = identity
         self._network = network
         self._nursery = nursery
         self._accept = accept
         self._listener = listener
-        self._shared = shared
+        self._budget = budget
         self._door = Door(trio.current_time())
         self._joining: Counter[str] = Counter()
         self._joins = Buckets(JOINING)
@@ -73,22 +73,28 @@ class TcpTransport:
         while True:
             socket = await self._listener.accept()
             host, now = socket.remote[0], trio.current_time()
-            if self._is_peers_network(host, now):
-                self._joining[network_of(host)] += 1
-                self._spawn(partial(self._hear, socket, self._leave_joining))
+            network = network_of(host)
+            if self._is_peers_network(network, now):
+                # At the expense of that network's joins: strangers there cannot use up what the
+                # peer has for its streams, nor the other way round.
+                share = self._budget.share(("joining", network))
+                self._joining[network] += 1
+                self._spawn(partial(self._hear, socket, share, self._leave_joining))
             elif self._door.knock(host, now, address_checked=True) is Verdict.HEAR:
-                self._spawn(partial(self._hear, socket, self._door.leave))
+                share = self._budget.share(network)
+                self._spawn(partial(self._hear, socket, share, self._door.leave))
             else:
                 socket.reset()
 
     async def dial(self, candidate: Candidate, expect: PeerId) -> TcpLink:
         """Raises WrongPeer, LinkClosed (refused, or closed by the other side)."""
         address = (candidate.host, candidate.port)
-        connection, binding = await self._dial(address, expect)
+        share = self._budget.share(network_of(candidate.host))
+        connection, binding = await self._dial(address, expect, share)
         connection.send(encode(Begin()))
 
         async def another() -> Connection:
-            further, found = await self._dial(address, expect)
+            further, found = await self._dial(address, expect, link.share)
             if found != binding:
                 further.reset("another certificate of the same key")
                 raise LinkClosed("the other side shows another certificate than before")
@@ -100,10 +106,13 @@ class TcpTransport:
 
     # --- connections --------------------------------------------------------------------
 
-    async def _dial(self, address: tuple[str, int], expect: PeerId) -> tuple[Connection, bytes]:
+    async def _dial(
+        self, address: tuple[str, int], expect: PeerId, share: Share
+    ) -> tuple[Connection, bytes]:
         """A connection whose far end holds `expect`'s key, and the hash of its certificate."""
         socket = await self._network.connect(address)
-        connection = self._connection(socket, Tls(self._dialler_context, listens=False))
+        tls = Tls(self._dialler_context, listens=False)
+        connection = Connection(socket, tls, share, self._spawn)
         try:
             await connection.establish()
             certificate = connection.tls.peer_certificate
@@ -115,9 +124,10 @@ class TcpTransport:
             raise
         return connection, certificate_hash(certificate)
 
-    async def _hear(self, socket: ByteSocket, leave: Callable[[str], None]) -> None:
+    async def _hear(self, socket: ByteSocket, share: Share, leave: Callable[[str], None]) -> None:
         host = socket.remote[0]
-        connection = self._connection(socket, Tls(self._listener_context, listens=True))
+        tls = Tls(self._listener_context, listens=True)
+        connection = Connection(socket, tls, share, self._spawn)
         # Of a JOIN's connection the first bytes of the stream may come along.
         connection.may_send_bytes = UNPROVEN_BYTES + RECEIVE_BYTES
         taken = False
@@ -149,10 +159,6 @@ class TcpTransport:
         if refusal is not None:
             raise LinkClosed(refusal)
         connection.push_back(rest)
-
-    def _connection(self, socket: ByteSocket, tls: Tls) -> Connection:
-        share = Share(self._shared, trio.current_time())
-        return Connection(socket, tls, share, self._spawn)
 
     # --- links --------------------------------------------------------------------------
 
@@ -196,8 +202,7 @@ class TcpTransport:
 
     # --- the door -----------------------------------------------------------------------
 
-    def _is_peers_network(self, host: str, now: float) -> bool:
-        network = network_of(host)
+    def _is_peers_network(self, network: str, now: float) -> bool:
         known = any(network_of(one.host) == network for one in self._links.values())
         return (
             known

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import socket
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
+import hypercorn.protocol.h2
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meshnode.config import Address
 from meshnode.errors import NetworkError
@@ -26,6 +30,9 @@ BACKLOG = 128
 MAX_CONNECTIONS = 256
 IDLE_CONNECTION_S = 60
 SEND_STALL_S = 300.0
+WINDOW_STALL_S = SEND_STALL_S + 5.0
+"""For an HTTP/2 client to open its window. Later than the other: hypercorn must not be cancelled
+while it tells the application that a send has failed."""
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +111,9 @@ class _ConnectionServer:
 
     Of MAX_CONNECTIONS, the one that has been without a request for longest makes room for the next;
     when each has one under way, the next is closed. So clients that connect and say nothing, or
-    little, keep nobody out. (Whole headers are waited for IDLE_CONNECTION_S, by hypercorn.)
+    little, keep nobody out. One without a request for IDLE_CONNECTION_S ends, and so does one that
+    takes nothing of an answer for SEND_STALL_S. (hypercorn's own idle timer stops for good at an
+    HTTP/2 preface, and an answer may wait for ever for a window that an HTTP/2 client never opens.)
 
     hypercorn's own `serve` is not used for two reasons: it shields its sends from cancellation, so
     one client that stops reading would keep a node from ever stopping; and an exception from one
@@ -128,6 +137,16 @@ class _ConnectionServer:
         connection = _Connection(stream)
         self._open[connection] = None
         try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connection.end_when_idle)
+                await self._talk(connection)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._open.pop(connection, None)
+            connection.abort()
+
+    async def _talk(self, connection: _Connection) -> None:
+        try:
             # TCPServer takes whatever has a SocketStream's methods and its `socket`.
             await TCPServer(
                 ASGIWrapper(cast(ASGIFramework, self._counted(connection))),
@@ -138,19 +157,22 @@ class _ConnectionServer:
             )
         except* Exception:
             _log.exception("a connection to the gateway ended with an unexpected error")
-        finally:
-            self._open.pop(connection, None)
-            connection.abort()
 
     def _counted(self, connection: _Connection) -> ASGIApp:
         """The application, keeping count of the connection's requests under way."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            connection.requests += 1
+            async def send_in_time(message: Message) -> None:
+                with connection.sending() as stall:
+                    await send(message)
+                if stall.cancelled_caught:
+                    connection.cut_off()  # which the application hears of as a disconnect
+
+            connection.begin_request()
             try:
-                await self._app(scope, receive, send)
+                await self._app(scope, receive, send_in_time)
             finally:
-                connection.requests -= 1
+                connection.end_request()
                 if not connection.requests and connection in self._open:
                     self._open.move_to_end(connection)
 
@@ -161,6 +183,23 @@ class _ConnectionServer:
             connection.abort()
 
 
+class _BoundedBuffer(hypercorn.protocol.h2.StreamBuffer):
+    """What an HTTP/2 client has no window for yet. hypercorn's own takes ever more of it: it calls
+    a buffer drained when nothing could be sent of it."""
+
+    async def pop(self, max_length: int) -> bytes:
+        data = bytes(self.buffer[:max_length])
+        del self.buffer[: len(data)]
+        if len(self.buffer) < hypercorn.protocol.h2.BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
+
+
+hypercorn.protocol.h2.StreamBuffer = _BoundedBuffer  # type: ignore[misc]
+
+
 class _Connection:
     """A TCP stream that can be cut off, even in the middle of a send that is shielded."""
 
@@ -168,22 +207,68 @@ class _Connection:
         self.socket = stream.socket
         self.requests = 0  # under way
         self._stream = stream
+        self._is_gone = False
+        self._sends: set[trio.CancelScope] = set()
+        self._idle = trio.CancelScope(deadline=trio.current_time() + IDLE_CONNECTION_S)
+
+    def begin_request(self) -> None:
+        self.requests += 1
+        self._idle.deadline = math.inf
+
+    def end_request(self) -> None:
+        self.requests -= 1
+        if not self.requests:
+            self._idle.deadline = trio.current_time() + IDLE_CONNECTION_S
+
+    async def end_when_idle(self) -> None:
+        with self._idle:
+            await trio.sleep_forever()
+        self.abort()
 
     async def send_all(self, data: bytes) -> None:
         try:
             with trio.fail_after(SEND_STALL_S):
                 await self._stream.send_all(data)
         except trio.TooSlowError:
+            self.abort()  # what the application still has to say is not waited for again
             raise trio.BrokenResourceError("the client has stopped reading") from None
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        return bytes(await self._stream.receive_some(max_bytes))
+        data = b""
+        try:
+            data = bytes(await self._stream.receive_some(max_bytes))
+        finally:
+            if not data:
+                self._give_up_sends()  # nobody opens a window any more
+        return data
+
+    def _give_up_sends(self) -> None:
+        self._is_gone = True
+        for scope in self._sends:
+            scope.cancel()
+
+    @contextmanager
+    def sending(self) -> Iterator[trio.CancelScope]:
+        """While a message is on its way: until the client stalls, or leaves."""
+        with trio.move_on_after(WINDOW_STALL_S) as scope:
+            self._sends.add(scope)
+            if self._is_gone:
+                scope.cancel()
+            try:
+                yield scope
+            finally:
+                self._sends.remove(scope)
 
     async def send_eof(self) -> None:
         await self._stream.send_eof()
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+    def cut_off(self) -> None:
+        """Ends it under an answer: what is still to be said is not waited for."""
+        self._give_up_sends()
+        self.abort()
 
     def abort(self) -> None:
         self.socket.close()

@@ -11,18 +11,16 @@ from typing import TypeVar
 
 import trio
 
-from meshnode.errors import BadMessage, ModelError
+from meshnode.errors import ModelError
 from meshnode.models.cache import ManifestCache
 from meshnode.models.catalog import Catalog
 from meshnode.models.facts import ModelFacts, read_facts
 from meshnode.models.manifest import (
-    BadManifest,
     DigestCancelled,
     Manifest,
     Match,
     WantedModel,
     engine_manifest,
-    from_wire_untrusted,
     match,
 )
 
@@ -99,15 +97,11 @@ class Shelf:
         report = progress.report if progress else None
         return await _in_thread(lambda unwanted: self._cache.manifest(facts, report, unwanted))
 
-    async def match(self, wanted_untrusted: bytes, name: str, progress: Progress) -> LocalMatch:
+    async def match(self, wanted: WantedModel, name: str, progress: Progress) -> LocalMatch:
         """The file of ours that holds the most of a wanted model, checked byte for byte.
 
         `name` is what the asker calls the model: files of that name are looked at first.
         """
-        try:
-            wanted = from_wire_untrusted(wanted_untrusted)
-        except BadManifest as error:
-            raise BadMessage(str(error)) from None
         return await _in_thread(partial(self._best_match, wanted, name, progress))
 
     def _best_match(

@@ -24,7 +24,7 @@ from meshnode.membership import Membership
 from meshnode.models.manifest import FileChanged, Manifest
 from meshnode.models.shelf import Progress, Shelf
 from meshnode.nurseries import accompanied_by, bare_nursery
-from meshnode.pipeline.borrow import LeaseLost, LeaseRefused
+from meshnode.pipeline.borrow import LeaseRefused
 from meshnode.pipeline.costs import plan_model
 from meshnode.pipeline.deployment import Deployment, Placement
 from meshnode.pipeline.inventory import Inventory
@@ -137,7 +137,7 @@ class Orchestrator:
         self._facts = await trio.to_thread.run_sync(self._shelf.find, self._config.model)
         lenders = await self._survey(self._config.bare_rpc)
         local = local_node(self._inventory.devices)
-        plan = self._plan(local, [lender.plan_node() for lender in lenders])
+        plan = self._plan_with(local, lenders)
         by_name = {lender.name: lender for lender in lenders}
         chosen = tuple(by_name[name] for name in plan.rpc_nodes)
         manifest = await self._digest() if any(lender.session for lender in chosen) else None
@@ -182,6 +182,21 @@ class Orchestrator:
             )
             self.standing.warn(text, node=lender.name)
         return False
+
+    def _plan_with(self, local: PlanNode, lenders: Sequence[Lender]) -> Plan:
+        """A plan without those that were lost again and again, or with them where it takes them."""
+        now = trio.current_time()
+        steady = [
+            lender.plan_node()
+            for lender in lenders
+            if lender.session is None or not self._steadiness.is_left_out(lender.session.peer, now)
+        ]
+        try:
+            return self._plan(local, steady)
+        except MeshError:
+            if len(steady) == len(lenders):
+                raise
+            return self._plan(local, [lender.plan_node() for lender in lenders])
 
     def _plan(self, local: PlanNode, lenders: Sequence[PlanNode]) -> Plan:
         split = self._split(bool(lenders))
@@ -247,11 +262,11 @@ class Orchestrator:
             async with bare_nursery() as nursery:
                 nursery.start_soon(self._end_for_a_better_plan, placement, nursery.cancel_scope)
                 await deployment.run(partial(self.standing.ready, embeddings=self._embeds()))
-        except LeaseLost:
-            for lender in placement.lenders:
-                if lender.session is not None and lender.session.closed.is_set():
-                    self._steadiness.lost(lender.session.peer, trio.current_time())
-            raise
+        finally:
+            sessions = [lender.session for lender in placement.lenders if lender.session]
+            gone = {session.peer for session in sessions if session.closed.is_set()}
+            for peer in deployment.failed | gone:
+                self._steadiness.lost(peer, trio.current_time())
 
     # -- a better plan ------------------------------------------------------------------------
 

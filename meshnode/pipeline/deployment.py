@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -16,17 +17,17 @@ from meshnode.engine.cache import Engine
 from meshnode.engine.errors import EngineFailed, WeightsUnread
 from meshnode.engine.llama_server import LlamaServer, LlamaServerOptions, open_llama_server
 from meshnode.engine.load_report import LoadProgress, ServerLoad
-from meshnode.errors import ModelError
+from meshnode.errors import ModelError, NetworkError
 from meshnode.events import Emit, Event, Kind
 from meshnode.models.manifest import FileChanged, Manifest, stamp, to_wire
 from meshnode.nurseries import bare_nursery
 from meshnode.paths import socket_path
-from meshnode.pipeline.borrow import Borrowed, LeaseLost, borrow
+from meshnode.pipeline.borrow import Borrowed, LeaseLost, LeaseRefused, borrow
 from meshnode.pipeline.plan import Plan, PlanNode
 from meshnode.pipeline.protocol import RPC_SERVICE, LeaseRequest
 from meshnode.pipeline.survey import Lender
 from meshnode.state import write_durably
-from tunnels import Stream
+from tunnels import PeerId, Stream
 from tunnels.forward import listen_and_forward
 
 LEASE_MARGIN = 1.05
@@ -86,6 +87,8 @@ class Deployment:
         self._on_loading = on_loading
         self._id = secrets.token_hex(4)
         self._lease_lost = trio.Event()
+        self.failed: set[PeerId] = set()
+        """Lenders that granted no lease, or ended theirs."""
 
     async def run(self, on_ready: Callable[[Deployed], None]) -> None:
         """Leases, loads, calls `on_ready`, and serves until something breaks.
@@ -169,19 +172,28 @@ class Deployment:
             text = f"{lender.name} is digesting its copy of {self._placement.model_name}"
             self._on_leasing(text, done_bytes / max(1, total_bytes))
 
-        async with borrow(session, self._request(lender), on_progress) as borrowed:
-            service = RPC_SERVICE + borrowed.granted.lease
+        with self._noting_failure_of(session.peer):
+            async with borrow(session, self._request(lender), on_progress) as borrowed:
+                service = RPC_SERVICE + borrowed.granted.lease
 
-            async def open_rpc() -> Stream:
-                return await session.open(service)
+                async def open_rpc() -> Stream:
+                    return await session.open(service)
 
-            async with bare_nursery() as nursery:
-                await nursery.start(listen_and_forward, self._rpc_socket(index), open_rpc)
-                self._tell_grant(lender, borrowed)
-                task_status.started()
-                await borrowed.ended.wait()
-                self._lease_lost.set()
-                raise LeaseLost(f"the lease on {lender.name} ended: {borrowed.reason}")
+                async with bare_nursery() as nursery:
+                    await nursery.start(listen_and_forward, self._rpc_socket(index), open_rpc)
+                    self._tell_grant(lender, borrowed)
+                    task_status.started()
+                    await borrowed.ended.wait()
+                    self._lease_lost.set()
+                    raise LeaseLost(f"the lease on {lender.name} ended: {borrowed.reason}")
+
+    @contextmanager
+    def _noting_failure_of(self, peer: PeerId) -> Iterator[None]:
+        try:
+            yield
+        except (NetworkError, LeaseRefused):
+            self.failed.add(peer)
+            raise
 
     def _request(self, lender: Lender) -> LeaseRequest:
         placement = self._placement

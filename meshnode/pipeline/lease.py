@@ -34,8 +34,9 @@ from meshnode.errors import (
     out_of_files,
 )
 from meshnode.events import Emit, Event, Kind
+from meshnode.membership import Hearing
 from meshnode.messages import MANIFEST_MESSAGE_BYTES, MessageStream
-from meshnode.models.manifest import offered_files
+from meshnode.models.manifest import BadManifest, from_wire_untrusted, offered_files
 from meshnode.models.shelf import LocalMatch, Progress, Shelf
 from meshnode.nurseries import accompanied_by, bare_nursery
 from meshnode.paths import socket_path
@@ -59,6 +60,7 @@ LEASE_ID_BYTES = 8
 REQUEST_TIMEOUT_S = 30.0  # to say what is wanted, 16 MiB at most; and to take each answer
 MAX_UNHEARD = 2  # requests of one peer that are still arriving: memory for each
 MAX_LEASES_OF_ONE = 8
+MAX_LEASES = 32  # in all: each is a process, however little it asks for
 
 log = logging.getLogger(__name__)
 RPC_SOCKET = "rpc.sock"
@@ -106,6 +108,7 @@ class LeaseDesk:
         self._server_pids: set[int] = set()
         self._unheard: Counter[PeerId] = Counter()
         self._use = LeaseUse()
+        self._reading = Hearing()  # manifests: one of 25,000 tensors takes a tenth of a second
 
     @property
     def leases(self) -> tuple[Lease, ...]:
@@ -243,6 +246,8 @@ class LeaseDesk:
             raise ResourceError(
                 f"{self._name} lends to this node {MAX_LEASES_OF_ONE} times already: end one first"
             )
+        if len(self._leases) >= MAX_LEASES:
+            raise ResourceError(f"{self._name} lends {MAX_LEASES} times already: try again later")
         usable_bytes = self.usable_bytes()
         if request.memory_bytes > usable_bytes:
             raise ResourceError(
@@ -264,6 +269,11 @@ class LeaseDesk:
 
     async def _match(self, messages: MessageStream, lease: Lease) -> LocalMatch:
         """The model's tensors as our files have them; a first digest is told as it goes."""
+        async with self._reading.of(lease.owner):
+            try:
+                wanted = from_wire_untrusted(lease.wanted)
+            except BadManifest as error:
+                raise BadMessage(str(error)) from None
         progress = Progress()
 
         async def tell() -> None:
@@ -274,7 +284,7 @@ class LeaseDesk:
                 )
 
         async with accompanied_by(tell):
-            match = await self._shelf.match(lease.wanted, lease.model, progress)
+            match = await self._shelf.match(wanted, lease.model, progress)
         return match
 
     async def _lend_until_end(

@@ -2,7 +2,8 @@
 
 A deployment that answers is only loaded anew for a worker that has stayed for a while: a short one
 at first, a longer one after each deployment that was lost with it. So a machine on a bad link costs
-a few reloads, not one a minute. Where nothing answers, nobody waits for this.
+a few reloads, not one a minute. Where nothing answers, nobody waits for this; but plans do without
+a worker that was lost again and again, where they can, for as long.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ SETTLE_S = 1.0
 FIRST_PAUSE_S = 4.0
 LAST_PAUSE_S = 600.0
 FORGIVEN_AFTER_S = 3600.0
+LEFT_OUT_AFTER = 3
+"""Losses: a machine on a bad link, or one that is still freeing an earlier lease, has fewer."""
 
 
 class Steadiness:
@@ -36,10 +39,17 @@ class Steadiness:
 
     def counted_on_at(self, peer: PeerId, now: float) -> float:
         """When the worker, if it stays, may be part of a plan that replaces a running one."""
+        return self._here_since.get(peer, now) + _pause_s(self._losses_of(peer, now))
+
+    def is_left_out(self, peer: PeerId, now: float) -> bool:
+        """Whether a plan should do without the worker, where it can."""
         losses = self._losses_of(peer, now)
-        pause_s = min(FIRST_PAUSE_S * 2 ** (losses - 1), LAST_PAUSE_S) if losses else SETTLE_S
-        return self._here_since.get(peer, now) + pause_s
+        return losses >= LEFT_OUT_AFTER and now < self._losses[peer][1] + _pause_s(losses)
 
     def _losses_of(self, peer: PeerId, now: float) -> int:
         count, last = self._losses.get(peer, (0, now))
         return count if now - last < FORGIVEN_AFTER_S else 0
+
+
+def _pause_s(losses: int) -> float:
+    return min(FIRST_PAUSE_S * 2 ** (losses - 1), LAST_PAUSE_S) if losses else SETTLE_S

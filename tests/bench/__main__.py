@@ -41,7 +41,7 @@ def main(context: click.Context, rounds: int, tokens: int, write: bool) -> None:
         bench = Bench(model, engine, stock, folder, tokens, rounds)
         size_mb = model.stat().st_size / 1e6
         cases = trio.run(run_bench, bench, click.echo)
-        pairs = trio.run(run_pairs, bench, PAIRS_A_ROUND * rounds, click.echo)
+        pairs = trio.run(run_pairs, bench, PAIRS_A_ROUND * rounds, rounds, click.echo)
     text = report(cases, rounds, tokens, size_mb) + f"\n\n{pairs.describe()}"
     click.echo("\n" + text)
     if write:

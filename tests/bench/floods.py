@@ -15,8 +15,10 @@ import datetime
 import multiprocessing
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -26,17 +28,18 @@ import click
 import psutil
 import trio
 
-from tests.bench.attackers import ATTACKS, UPLINK_BITS_PER_S, Target
-from tunnels import Candidate, Endpoint, Identity, PeerId, Session, Stream, quic_transport
-from tunnels.gate import TALK
+from tests.bench import attackers, members
+from tests.bench.attackers import UPLINK_BITS_PER_S, Target
+from tests.bench.flooded import CHUNK, member, run_node
+from tunnels import PeerId, Session, quic_transport
 
+ATTACKS = attackers.ATTACKS | members.ATTACKS
 RESULT = Path(__file__).parents[2] / "docs" / "floods.md"
 BEGIN, END = "<!-- result -->", "<!-- end of result -->"
 NODE_CORE, ATTACKER_CORE = 0, 1
 TURN_S = 1.5
 SETTLE_S = 0.7
 MESSAGE = bytes(10_000)
-CHUNK = bytes(256 << 10)
 
 
 @dataclass(frozen=True)
@@ -51,57 +54,13 @@ class Result:
     grown_mib: float
 
 
-# --- the node -------------------------------------------------------------------------------
+# --- the processes --------------------------------------------------------------------------
 
 
-async def _echo(stream: Stream) -> None:
-    while data := await stream.receive_some():
-        await stream.send_all(data)
-
-
-async def _swallow(stream: Stream) -> None:
-    while await stream.receive_some():
-        pass
-
-
-async def _deaf(_stream: Stream) -> None:
-    await trio.sleep_forever()
-
-
-async def _source(stream: Stream) -> None:
-    while True:
-        await stream.send_all(CHUNK)
-
-
-def run_node(pipe: Connection, core: int) -> None:
+def flooded_node(pipe: Connection, core: int) -> None:
     _pin(core)
     quic_transport.SAME_MACHINE_DATAGRAM_BYTES = quic_transport.DATAGRAM_BYTES
-
-    async def main() -> None:
-        endpoint = Endpoint(Identity.generate(), authorize=lambda _, name: name != "forbidden")
-        for name, handler in (
-            ("echo", _echo),
-            ("swallow", _swallow),
-            ("deaf", _deaf),
-            ("source", _source),
-        ):
-            endpoint.serve(name, handler)
-        endpoint.serve("talk", _swallow, TALK)
-
-        async def welcome(stream: Stream) -> None:
-            session = endpoint.session(stream.peer)
-            assert session is not None
-            session.welcome()
-            await stream.send_all(b"!")
-
-        endpoint.serve("welcome", welcome)  # the honest peer is a member; attackers do not ask
-        async with trio.open_nursery() as nursery:
-            port = await nursery.start(endpoint.run, "127.0.0.1", 0)
-            pipe.send((endpoint.peer.key, port))
-            await trio.to_thread.run_sync(pipe.recv)
-            nursery.cancel_scope.cancel()
-
-    trio.run(main)
+    run_node(pipe)
 
 
 def run_attack(pipe: Connection, name: str, target: Target, core: int) -> None:
@@ -111,10 +70,13 @@ def run_attack(pipe: Connection, name: str, target: Target, core: int) -> None:
 
     async def main() -> None:
         while await trio.to_thread.run_sync(pipe.recv) == "start":
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(ATTACKS[name][1], target)
-                await trio.to_thread.run_sync(pipe.recv)
-                nursery.cancel_scope.cancel()
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(ATTACKS[name].run, target)
+                    await trio.to_thread.run_sync(pipe.recv)
+                    nursery.cancel_scope.cancel()
+            except* RuntimeError:
+                pass  # of an endpoint that was stopped as its dial was answered
             pipe.send("stopped")
 
     trio.run(main)
@@ -134,10 +96,6 @@ class Honest:
     def __init__(self, session: Session, node: psutil.Process) -> None:
         self._session = session
         self._node = node
-
-    async def become_member(self) -> None:
-        async with await self._session.open("welcome") as stream:
-            assert await stream.receive_some() == b"!"
 
     async def turn(self, kind: str) -> tuple[float, float]:
         """How much a second, and a second of the processor."""
@@ -178,11 +136,12 @@ class Flood:
 
     def __init__(self, name: str, target: Target) -> None:
         self._near, far = multiprocessing.Pipe()
+        self._settle_s = ATTACKS[name].settle_s
         self._process = _spawn(run_attack, far, name, target, ATTACKER_CORE)
 
     async def start(self) -> None:
         self._near.send("start")
-        await trio.sleep(SETTLE_S)
+        await trio.sleep(self._settle_s)
 
     async def stop(self) -> None:
         self._near.send("stop")
@@ -197,12 +156,10 @@ class Flood:
 async def measure(name: str, target: Target, node: psutil.Process, rounds: int) -> Result:
     flood = Flood(name, target)
     ratios: dict[str, list[tuple[float, float]]] = {"bulk": [], "trips": []}
-    async with trio.open_nursery() as nursery:
-        endpoint = Endpoint(Identity.generate(), authorize=lambda *_: False)
-        await nursery.start(endpoint.run, "127.0.0.1", 0)
-        place = Candidate("quic", *target.address)
-        honest = Honest(await endpoint.connect(target.peer, [place]), node)
-        await honest.become_member()
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        one = await stack.enter_async_context(member(Path(folder), target))
+        honest = Honest(one.session, node)
         await honest.bulk()  # warm: windows and the other process
         before = peak = node.memory_info().rss
         for _ in range(rounds):
@@ -219,7 +176,6 @@ async def measure(name: str, target: Target, node: psutil.Process, rounds: int) 
         cpu = (_cpu_s(node) - spent_s) / (2 * TURN_S)
         peak = max(peak, node.memory_info().rss)
         await flood.stop()
-        nursery.cancel_scope.cancel()
     flood.end()
     bulk, trips = (_medians(ratios[kind]) for kind in ("bulk", "trips"))
     return Result(name, bulk, trips, cpu, (peak - before) / 2**20)
@@ -250,10 +206,10 @@ def _join(process: BaseProcess) -> None:
 def run_one(name: str, rounds: int) -> Result:
     """A node of its own for each attack, so that what one leaves is not counted for the next."""
     near, far = multiprocessing.Pipe()
-    process = _spawn(run_node, far, NODE_CORE)
+    process = _spawn(flooded_node, far, NODE_CORE)
     try:
-        key, port = near.recv()
-        target = Target(PeerId(key), port)
+        key, port, token = near.recv()
+        target = Target(PeerId(key), port, token)
         assert process.pid is not None
         return trio.run(measure, name, target, psutil.Process(process.pid), rounds)
     finally:
@@ -268,7 +224,7 @@ def table(results: list[Result]) -> str:
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {ATTACKS[one.name][0]} | {one.bulk[0]:.2f}, {one.bulk[1]:.2f} "
+        f"| {ATTACKS[one.name].what} | {one.bulk[0]:.2f}, {one.bulk[1]:.2f} "
         f"| {one.trips[0]:.2f}, {one.trips[1]:.2f} | {one.cpu:.0%} | {one.grown_mib:.0f} |"
         for one in results
     ]

@@ -30,7 +30,7 @@ from tests.fuzz.mutation import SealedFormat
 from tests.fuzz.parser import REJECTED, Parser, check
 from tests.fuzz.tunnels_parsers import US
 from tunnels import quic_tuning as tuning
-from tunnels.allowance import SHARED, Bucket
+from tunnels.allowance import Budget
 from tunnels.binding import Address
 from tunnels.door import Door
 from tunnels.link import Link
@@ -74,7 +74,7 @@ def _transport() -> tuple[QuicTransport, SilentSocket]:
     transport = QuicTransport(
         *(US, cast(Any, socket), cast(trio.Nursery, NoNursery()), _never_accepted),
         lambda: ["192.0.2.1"],
-        Bucket(SHARED, trio.current_time()),
+        Budget(trio.current_time()),
     )
     return transport, socket
 

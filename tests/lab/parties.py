@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import cbor2
 import trio
+import trio.testing
 
 from discovery.grants import Role
 from discovery.token import Token
@@ -27,6 +28,8 @@ from tunnels import Endpoint, Identity, PeerId, Session, Stream
 
 START_S = time.time()
 PORT = 4433
+ON_HEARING_S = 1.0
+"""Within which a removal counts, from the moment a node has heard of it."""
 
 
 class Wall:
@@ -172,3 +175,52 @@ def recorded_messages() -> Iterator[list[Sent]]:
 
     with patch.object(MessageStream, "send", record):
         yield sent
+
+
+async def echo(stream: Stream) -> None:
+    async for chunk in stream:
+        await stream.send_all(chunk)
+
+
+def run_all(*nodes: Party) -> None:
+    for node in nodes:
+        node.endpoint.serve("control", echo)
+        node.run_connections()
+
+
+async def join(inviter: Party, *joiners: Party, role: Role = Role.PEER) -> None:
+    for joiner in joiners:
+        await joiner.connections.join(inviter.invite(role))
+
+
+def remove(remover: Party, removed: Party) -> None:
+    remover.desk.answer({"op": "remove", "peer": str(removed.peer)})
+
+
+@asynccontextmanager
+async def ring(folder: Path, *names: str) -> AsyncIterator[list[Party]]:
+    """A founder and members of its mesh, all connected with all, all running."""
+    async with parties(folder, *names) as nodes:
+        founder, *members = nodes
+        run_all(*nodes)
+        await trio.testing.wait_all_tasks_blocked()
+        await join(founder, *members)
+        for n, one in enumerate(members):
+            for other in members[n + 1 :]:
+                session = await one.dial(other)
+                places = one.endpoint.candidates()
+                await one.connections.introductions.introduce(session, places, [founder.mesh])
+        await trio.sleep(1)
+        yield nodes
+
+
+@asynccontextmanager
+async def ring_of(world: World, folder: Path, *names: str) -> AsyncIterator[list[Party]]:
+    """Nodes, each at the address that goes with its name."""
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                party(folder, world.host(f"11.0.0.{sum(name.encode()) % 250 + 1}"), name)
+            )
+            for name in names
+        ]

@@ -12,6 +12,7 @@ import trio.testing
 from discovery.grants import Role
 from discovery.roster import Member
 from meshnode.introduction import MAX_RECORDS, record_pages
+from meshnode.ledger import MAX_HEARD_OF_ONE
 from meshnode.messages import MessageStream
 from tests.lab.parties import Party, parties, recorded_messages
 from tunnels import Candidate, Identity
@@ -149,3 +150,26 @@ async def test_a_page_of_news_is_one_write(
             assert await messages.receive_or_end_untrusted() is None
         assert writes == ["membership.json"]
         assert all(founder.membership.member(word.peer) for word, _ in news)
+
+
+async def test_members_that_one_inviter_makes_up_are_few(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    """Each that is known is dialled, at whatever addresses it signed for."""
+    async with parties(tmp_path, "founder", "ann") as (founder, ann):
+        await start(founder, ann)
+        await ann.connections.join(founder.invite())
+        news = []
+        for n in range(MAX_HEARD_OF_ONE + 2):
+            ghost = Identity.generate()
+            grant = ann.ledger.issue_grant(founder.mesh, ghost.peer, Role.WORKER)
+            news.append((Member(ghost.peer, f"ghost{n}", seq=1).signed(ghost.sign), grant))
+        async with await ann.session(founder).open("roster") as stream:
+            messages = MessageStream(stream)
+            for page in record_pages(news):
+                await messages.send(page)
+            await stream.send_eof()
+            assert await messages.receive_or_end_untrusted() is None
+        known = [word for word, _ in news if founder.membership.member(word.peer)]
+        assert len(known) == MAX_HEARD_OF_ONE
+        assert founder.knows(ann)

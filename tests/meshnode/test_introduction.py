@@ -81,6 +81,8 @@ def test_grants_are_read_and_bad_ones_refused() -> None:
     for bad in (b"", row[:-1], 7):
         with pytest.raises(BadMessage, match="a bad grant"):
             parse_grants_untrusted({"grants": [bad]})
+    with pytest.raises(BadMessage, match="two grants of one mesh"):
+        parse_grants_untrusted({"grants": [row, row]})
 
 
 def removals(count: int) -> list[Revocation]:

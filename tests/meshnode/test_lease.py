@@ -24,7 +24,7 @@ from meshnode.models.manifest import to_wire
 from meshnode.models.shelf import Shelf
 from meshnode.pipeline.borrow import LeaseRefused, ask_facts, borrow
 from meshnode.pipeline.inventory import Inventory
-from meshnode.pipeline.lease import LeaseDesk
+from meshnode.pipeline.lease import MAX_LEASES, LeaseDesk
 from meshnode.pipeline.protocol import LeaseRequest
 from tests.engine.synthetic import make_model
 from tunnels import Endpoint, Identity, Session, StreamError
@@ -139,6 +139,19 @@ async def test_more_memory_than_there_is_is_refused(short_path: Path, engine: En
             with pytest.raises(LeaseRefused, match=r"64\.0 MiB"):
                 async with borrow(stage.session, greedy, lambda *_: None):
                     pass
+
+
+async def test_leases_of_next_to_nothing_are_few_whoever_asks(
+    short_path: Path, engine: Engine
+) -> None:
+    """Each is a process: a member who invites could ask under any number of keys."""
+    async with scene(short_path, engine) as stage:
+        tiny = replace(stage.request, memory_bytes=1)
+        for _ in range(MAX_LEASES):
+            stage.desk._reserve(Identity.generate().peer, tiny)
+        with pytest.raises(LeaseRefused, match=f"lends {MAX_LEASES} times already"):
+            async with borrow(stage.session, tiny, lambda _done, _total: None):
+                pass
 
 
 async def test_junk_for_a_manifest_is_refused(short_path: Path, engine: Engine) -> None:

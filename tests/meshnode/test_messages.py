@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import cbor2
 import pytest
 import trio
 import trio.testing
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshnode.errors import BadMessage
-from meshnode.messages import MessageStream, PeerGone, parse_message_untrusted
+from meshnode.messages import MAX_VALUES, MessageStream, PeerGone, parse_message_untrusted
 
 
 async def test_messages_arrive_whole_and_in_order() -> None:
@@ -53,3 +54,12 @@ async def test_a_message_cut_short_is_told_from_a_clean_end(sent: bytes) -> None
 def test_junk_is_a_bad_message_and_nothing_else(data: bytes) -> None:
     with contextlib.suppress(BadMessage):
         parse_message_untrusted(data)
+
+
+def test_a_message_of_very_many_values_is_refused_unread() -> None:
+    """It takes a tenth of a second to make them, and a manifest travels as bytes."""
+    few, many = [100] * (MAX_VALUES - 3), [100] * MAX_VALUES
+    assert parse_message_untrusted(cbor2.dumps({"op": few})) == {"op": few}
+    with pytest.raises(BadMessage, match="cannot be read"):
+        parse_message_untrusted(cbor2.dumps({"op": many}))
+    assert parse_message_untrusted(cbor2.dumps({"wanted": cbor2.dumps(many)}))

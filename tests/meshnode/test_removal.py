@@ -2,65 +2,30 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from discovery import revocations
 from discovery.grants import Role
-from discovery.revocations import REMEMBERED_S, Revocation, revoke_peer
 from meshnode.errors import AccessError, DiskFull, MeshError, UsageError
 from meshnode.events import Kind
 from meshnode.state import Home
-from tests.lab.datagrams import World
-from tests.lab.parties import Party, parties, party, recorded_messages, world_of_parties
-from tunnels import Identity, Stream, TunnelError
+from tests.lab.parties import (
+    ON_HEARING_S,
+    join,
+    parties,
+    recorded_messages,
+    remove,
+    ring,
+    ring_of,
+    run_all,
+    world_of_parties,
+)
+from tunnels import Identity, TunnelError
 
 Clock = trio.testing.MockClock
-ON_HEARING_S = 1.0
-
-
-async def echo(stream: Stream) -> None:
-    async for chunk in stream:
-        await stream.send_all(chunk)
-
-
-def run_all(*nodes: Party) -> None:
-    for node in nodes:
-        node.endpoint.serve("control", echo)
-        node.run_connections()
-
-
-async def join(inviter: Party, *joiners: Party, role: Role = Role.PEER) -> None:
-    for joiner in joiners:
-        await joiner.connections.join(inviter.invite(role))
-
-
-def remove(remover: Party, removed: Party) -> None:
-    remover.desk.answer({"op": "remove", "peer": str(removed.peer)})
-
-
-@asynccontextmanager
-async def ring(folder: Path, *names: str) -> AsyncIterator[list[Party]]:
-    """A founder and members of its mesh, all connected with all, all running."""
-    async with parties(folder, *names) as nodes:
-        founder, *members = nodes
-        run_all(*nodes)
-        await trio.testing.wait_all_tasks_blocked()
-        await join(founder, *members)
-        for n, one in enumerate(members):
-            for other in members[n + 1 :]:
-                session = await one.dial(other)
-                places = one.endpoint.candidates()
-                await one.connections.introductions.introduce(session, places, [founder.mesh])
-        await trio.sleep(1)
-        yield nodes
 
 
 # -- spreading ------------------------------------------------------------------------------------
@@ -137,18 +102,6 @@ async def test_who_was_away_hears_it_when_it_calls(tmp_path: Path, autojump_cloc
             assert not founder.lets_in(out)
 
 
-@asynccontextmanager
-async def ring_of(world: World, folder: Path, *names: str) -> AsyncIterator[list[Party]]:
-    """Nodes, each at the address that goes with its name."""
-    async with AsyncExitStack() as stack:
-        yield [
-            await stack.enter_async_context(
-                party(folder, world.host(f"11.0.0.{sum(name.encode()) % 250 + 1}"), name)
-            )
-            for name in names
-        ]
-
-
 async def test_a_second_statement_heard_while_the_first_is_told_is_not_lost(
     tmp_path: Path, autojump_clock: Clock
 ) -> None:
@@ -176,41 +129,6 @@ async def test_it_counts_although_the_disk_is_full_and_is_written_later(
             assert not (ann.home.folder / "revocations.json").exists()
         await trio.sleep(5)
         assert out.peer.key.hex() in (ann.home.folder / "revocations.json").read_text()
-
-
-async def test_a_peer_that_passes_on_what_nobody_said_is_not_heard_out(
-    tmp_path: Path,
-    autojump_clock: Clock,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Each signature costs a fraction of a millisecond, and a page holds a hundred."""
-    looked_at: list[Revocation] = []
-    verify = revocations.verify_revocation
-
-    def count(one: Revocation) -> None:
-        looked_at.append(one)
-        verify(one)
-
-    async with ring(tmp_path, "founder", "ann", "ben") as (founder, ann, ben):
-        said = revoke_peer(
-            ann.ledger.identity.sign,
-            mesh=founder.mesh,
-            peer=ben.peer,
-            issuer=ann.peer,
-            at=int(ann.ledger.now()),
-            grant=ann.ledger.grant(founder.mesh),
-        )
-        later = [said.at + n for n in range(1, 100)]
-        forged = [replace(said, at=at, until=at + REMEMBERED_S) for at in later]
-        monkeypatch.setattr(revocations, "verify_revocation", count)
-        caplog.clear()
-        assert not await ann.connections.removal.tell(ann.session(founder), [said, *forged])
-        assert looked_at[:2] == [said, forged[0]]
-        assert forged[1] not in looked_at
-        assert len(caplog.records) < 10
-        assert founder.ledger.revocations.knows(said)
-        assert founder.lets_in(ben), "ann does not stand above ben"
 
 
 # -- chains ---------------------------------------------------------------------------------------
@@ -300,20 +218,6 @@ async def test_two_members_of_one_name_are_told_apart_by_their_ids(
         with pytest.raises(UsageError, match=f"{ann.peer}|{ben.peer}"):
             founder.desk.answer({"op": "remove", "peer": "ann"})
         founder.desk.answer({"op": "remove", "peer": ben.peer.short})
-        assert founder.lets_in(ann)
-        assert not founder.lets_in(ben)
-
-
-async def test_who_takes_another_ones_id_for_a_name_protects_nobody(
-    tmp_path: Path, autojump_clock: Clock
-) -> None:
-    async with ring(tmp_path, "founder", "ann", "ben") as (founder, ann, ben):
-        for one, other in ((ann, ben), (ben, ann)):
-            one.membership.name = str(other.peer)
-            await one.introduce_to(founder)
-        founder.membership.name = str(ben.peer)
-        answer = founder.desk.answer({"op": "remove", "peer": str(ben.peer)})
-        assert answer["peer"] == str(ben.peer)
         assert founder.lets_in(ann)
         assert not founder.lets_in(ben)
 
@@ -427,154 +331,6 @@ async def test_a_removal_in_one_mesh_leaves_the_other_alone(
         assert one.knows(two)
         assert two.knows(one)
         assert set(one.membership.shown_by(two.peer)) == {two.mesh}
-
-
-async def test_what_was_opened_by_a_grant_ends_with_it_whatever_was_shown_since(
-    tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The removed peer shows its place in another mesh alone, where it may open nothing."""
-    async with parties(tmp_path, "lender", "other", "out") as (lender, other, out):
-        run_all(lender, other, out)
-        await trio.testing.wait_all_tasks_blocked()
-        await join(lender, out)
-        await join(other, out, role=Role.CLIENT)
-        await join(other, lender)
-        await trio.sleep(60)
-        await out.introduce_to(lender)
-        assert set(lender.membership.shown_by(out.peer)) == {lender.mesh, other.mesh}
-        session = lender.session(out)
-        stream = await out.session(lender).open("control")
-        await stream.send_all(b"a lease")
-        assert await stream.receive_some(7) == b"a lease"
-        monkeypatch.setattr(out.ledger, "proven", lambda _peer: frozenset({other.mesh}))
-        await out.introduce_to(lender)
-        lender.desk.answer({"op": "remove", "peer": str(out.peer), "mesh": "own"})
-        await trio.sleep(ON_HEARING_S)
-        assert session.closed.is_set()
-        with pytest.raises(TunnelError):
-            await stream.send_all(b"still there?")
-
-
-# -- old disks ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("restored", ["out", "ann", "founder"])
-async def test_nothing_is_undone_by_an_old_disk(
-    restored: str, tmp_path: Path, autojump_clock: Clock
-) -> None:
-    names = ("founder", "ann", "out")
-    async with world_of_parties() as world:
-        async with ring_of(world, tmp_path, *names) as nodes:
-            founder, ann, out = nodes
-            run_all(*nodes)
-            await trio.testing.wait_all_tasks_blocked()
-            await join(founder, ann, out)
-            session = await ann.dial(out)
-            await ann.connections.introductions.introduce(
-                session, ann.endpoint.candidates(), [founder.mesh]
-            )
-            await trio.sleep(1)
-            set_back = {restored, "out"}  # the removed one is hostile in any case
-            for name in set_back:
-                shutil.copytree(tmp_path / name, tmp_path / f"{name}.copy")
-            remove(founder, out)
-            await trio.sleep(ON_HEARING_S)
-            assert not ann.lets_in(out)
-        for name in set_back:
-            shutil.rmtree(tmp_path / name)
-            (tmp_path / f"{name}.copy").rename(tmp_path / name)
-        async with ring_of(world, tmp_path, *names) as nodes:
-            founder, ann, out = nodes
-            run_all(founder, ann)
-            await trio.sleep(10)
-            assert founder.knows(ann)
-            run_all(out)
-            await trio.sleep(10)
-            for node in (founder, ann):
-                assert not node.lets_in(out), node.name
-                assert node.membership.member(out.peer) is None, node.name
-
-
-async def test_a_founder_from_an_old_disk_hears_its_own_word_before_the_removed_gets_far(
-    tmp_path: Path, autojump_clock: Clock
-) -> None:
-    """The removed peer comes first: it is let in until any other member connects."""
-    names = ("founder", "ann", "out")
-    async with world_of_parties() as world:
-        async with ring_of(world, tmp_path, *names) as (founder, ann, out):
-            run_all(founder, ann, out)
-            await trio.testing.wait_all_tasks_blocked()
-            await join(founder, ann, out)
-            for one in ("founder", "out"):
-                shutil.copytree(tmp_path / one, tmp_path / f"{one}.copy")
-            remove(founder, out)
-            await trio.sleep(ON_HEARING_S)
-        for one in ("founder", "out"):
-            shutil.rmtree(tmp_path / one)
-            (tmp_path / f"{one}.copy").rename(tmp_path / one)
-        async with ring_of(world, tmp_path, "founder", "out") as (founder, out):
-            run_all(founder, out)
-            await trio.sleep(10)
-            assert founder.lets_in(out), "nobody was there to tell it"
-            async with ring_of(world, tmp_path, "ann") as (ann,):
-                run_all(ann)
-                await trio.sleep(60)
-                assert ann.knows(founder)
-                assert not founder.lets_in(out)
-                assert founder.endpoint.session(out.peer) is None
-
-
-async def test_an_old_invite_at_an_inviter_from_an_old_disk_brings_nobody_back(
-    tmp_path: Path, autojump_clock: Clock
-) -> None:
-    """The removed peer has its old invite honoured before any other member connects."""
-    async with world_of_parties() as world:
-        async with ring_of(world, tmp_path, "founder", "ann", "out") as (founder, ann, out):
-            run_all(founder, ann, out)
-            await trio.testing.wait_all_tasks_blocked()
-            await join(founder, ann, out)
-            token = founder.invite()
-            shutil.copytree(tmp_path / "founder", tmp_path / "copy")
-            await trio.sleep(60)
-            remove(founder, out)
-            await trio.sleep(60)
-            assert out.membership.role_in(founder.mesh) is None
-        shutil.rmtree(tmp_path / "founder")
-        (tmp_path / "copy").rename(tmp_path / "founder")
-        for known in ("membership.json", "revocations.json"):  # it keeps to itself what it heard
-            (tmp_path / "out" / known).unlink()
-        async with ring_of(world, tmp_path, "founder", "out") as (founder, out):
-            run_all(founder, out)
-            await out.connections.join(token)
-            async with ring_of(world, tmp_path, "ann") as (ann,):
-                run_all(ann)
-                await trio.sleep(60)
-                assert ann.knows(founder)
-                assert not founder.lets_in(out)
-                assert not ann.lets_in(out)
-
-
-async def test_an_invite_withdrawn_stays_so_after_its_inviter_was_set_back(
-    tmp_path: Path, autojump_clock: Clock
-) -> None:
-    async with world_of_parties() as world:
-        async with ring_of(world, tmp_path, "founder", "ann") as (founder, ann):
-            run_all(founder, ann)
-            await trio.testing.wait_all_tasks_blocked()
-            await join(founder, ann)
-            token = founder.invite()
-            shutil.copytree(tmp_path / "founder", tmp_path / "copy")
-            row = founder.desk.answer({"op": "revoke", "id": token.id.hex()[:6]})
-            assert row["state"] == "withdrawn"
-            await trio.sleep(ON_HEARING_S)
-        shutil.rmtree(tmp_path / "founder")
-        (tmp_path / "copy").rename(tmp_path / "founder")
-        async with ring_of(world, tmp_path, "founder", "ann", "new") as (founder, ann, new):
-            run_all(founder, ann)
-            await trio.sleep(10)
-            assert founder.knows(ann)
-            with pytest.raises(AccessError, match="withdrawn"):
-                await new.connections.join(token)
 
 
 def test_a_removal_at_a_home_where_no_node_runs_is_kept(tmp_path: Path) -> None:

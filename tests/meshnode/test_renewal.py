@@ -95,6 +95,19 @@ async def test_the_founder_signs_its_own_place_anew_at_its_start(
         assert not founder.ledger.renew_own_mesh()
 
 
+async def test_a_mesh_founded_by_a_clock_that_was_ahead_takes_members_once_it_is_right(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "founder", "ann") as (founder, ann):
+        let_pass(3 * GRANT_LIFETIME_S, founder)
+        assert founder.ledger.renew_own_mesh()
+        let_pass(-3 * GRANT_LIFETIME_S, founder)
+        await start(founder, ann)
+        await settle()
+        await ann.connections.join(founder.invite())
+        assert founder.knows(ann)
+
+
 async def test_nobody_gets_more_than_it_had_or_what_it_lost(
     tmp_path: Path, autojump_clock: Clock
 ) -> None:

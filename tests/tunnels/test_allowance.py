@@ -12,6 +12,7 @@ from tunnels.allowance import (
     STRANGER,
     Bucket,
     Buckets,
+    Budget,
     Rate,
     Share,
 )
@@ -54,6 +55,14 @@ def test_keys_do_not_touch_one_another_and_full_ones_are_forgotten() -> None:
     assert len(buckets) == 1, "the two that are full again are nobody special"
 
 
+def test_each_key_pays_its_own_debts() -> None:
+    buckets = Buckets(Rate(per_s=2, burst=4), limit=3)
+    assert buckets.spend("a", 0.0, 3) == 0
+    assert buckets.spend("a", 0.0, 3) == 1.0
+    assert buckets.spend("b", 0.0, 3) == 0
+    assert buckets.spend("a", 2.0, 2) == 0
+
+
 def test_a_thousand_keys_take_the_room_of_a_few() -> None:
     buckets = Buckets(Rate(per_s=1, burst=2), limit=3)
     for key in range(1000):
@@ -62,8 +71,8 @@ def test_a_thousand_keys_take_the_room_of_a_few() -> None:
 
 
 def fresh() -> tuple[Share, Bucket]:
-    shared = Bucket(SHARED, 0.0)
-    return Share(shared, 0.0), shared
+    budget = Budget(0.0)
+    return budget.share("network"), budget.shared
 
 
 def test_a_link_has_its_burst_then_the_shared_one_then_waits() -> None:
@@ -109,19 +118,34 @@ def test_what_was_earned_cannot_be_hoarded() -> None:
 def test_a_member_has_more_and_becomes_one_once() -> None:
     share, shared = fresh()
     share.charge(STRANGER.burst + SHARED.burst + 0.1, 0.0)
-    share.welcome(0.0)
+    share.welcome("peer")
     assert share.wait_s(0.0) == 0
-    share.charge(MEMBER.burst - 0.1, 0.0)
-    share.welcome(0.0)
+    share.charge(MEMBER.burst, 0.0)
+    share.welcome("peer")
     share.charge(0.003, 0.0)
     assert share.wait_s(0.0) == pytest.approx(0.003 / MEMBER.per_s)
     assert shared.level(0.0) == pytest.approx(0)
 
 
+def test_a_new_link_is_no_new_allowance() -> None:
+    budget = Budget(0.0)
+    for welcomed, rate in ((False, STRANGER), (True, MEMBER)):
+        spent_s = 0.0
+        for _ in range(1000):
+            share = budget.share("network")
+            if welcomed:
+                share.welcome("peer")
+            if not share.wait_s(0.0):
+                share.charge(0.001, 0.0)
+                spent_s += 0.001
+        assert spent_s <= rate.burst + SHARED.burst + 0.002
+    assert budget.share("elsewhere").wait_s(0.0) == 0
+
+
 def test_many_that_misbehave_leave_the_processor_to_the_others() -> None:
     """64 strangers and the shared rate, for ever: what they get in all."""
-    shared = Bucket(SHARED, 0.0)
-    links = [Share(shared, 0.0) for _ in range(64)]
+    budget = Budget(0.0)
+    links = [budget.share(network) for network in range(64)]
     spent_s = [0.0, 0.0]
     for tick in range(2000):
         now = tick / 100

@@ -478,6 +478,21 @@ async def test_a_node_that_stops_says_so(autojump_clock: trio.testing.MockClock)
             await stream.receive_some()
 
 
+@pytest.mark.parametrize("after_s", [0.0, 0.005, 0.015, 0.025, 0.045])
+async def test_a_node_that_stops_in_the_middle_of_a_dial_says_so(
+    autojump_clock: trio.testing.MockClock, after_s: float
+) -> None:
+    async with two_nodes() as pair, trio.open_nursery() as nursery:
+
+        async def connect() -> None:
+            with pytest.raises(TunnelError):
+                await pair.connect()
+
+        nursery.start_soon(connect)
+        await trio.sleep(after_s)
+        pair.alice.stop()
+
+
 async def test_a_killed_peer_is_suspected_after_3_s_and_given_up_after_10(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

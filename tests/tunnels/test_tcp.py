@@ -18,6 +18,7 @@ from tests.lab.nodes import Pair, echo, exchange, identity, two_nodes
 from tests.tunnels.test_identity_attacks import MALLORY, Conversation, dialler, raw_link, run
 from tunnels import Candidate, DialFailed, Endpoint, LinkClosed, ListenFailed, Session, tcp_socket
 from tunnels import tls as tunnel_tls
+from tunnels.allowance import Budget
 from tunnels.door import MAX_HALF_OPEN, MAX_HALF_OPEN_PER_NETWORK
 from tunnels.frames import Open
 from tunnels.frames import encode as encode_record
@@ -67,8 +68,9 @@ async def connection_to(pair: Pair) -> Connection:
     """A fresh connection to bob, pinned, on which nothing was said."""
     bob = pair.bob.endpoint
     [place] = bob.candidates()
+    share = Budget(trio.current_time()).share("tests")
     connection, _ = await transport_of(pair.alice.endpoint)._dial(
-        (place.host, place.port), bob.peer
+        (place.host, place.port), bob.peer, share
     )
     return connection
 

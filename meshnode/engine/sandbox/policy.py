@@ -32,6 +32,8 @@ _MAX_OPEN_FILES = 4096
 _HEAP_RESERVE_BYTES = 1 << 30
 _STACK_BYTES = 8 << 20
 _BYTES_A_THREAD = 2 * _STACK_BYTES  # its stack counts as heap; it may have as many threads as cores
+_LIBRARIES_BYTES = 1 << 30
+_ARENA_BYTES = 128 << 20  # of malloc, a thread: while one is made, after that the half of it
 _PACKAGES = Path(__file__).parents[3]
 
 
@@ -102,8 +104,10 @@ def server_policy(
 
 
 def _limits(uses_gpu: bool, memory_limit_bytes: int | None) -> tuple[tuple[str, int], ...]:
-    """Of memory, what is written to (RLIMIT_DATA): mapped model files are not counted, as they
-    are with RLIMIT_AS. A GPU's driver maps what it likes; there the server's own limit remains.
+    """Of memory, what is written to (RLIMIT_DATA), and, since shared and stack mappings are not
+    counted there, all that is mapped (RLIMIT_AS), with more room: for libraries and for what malloc
+    reserves a thread and hardly uses. Model files are read, not mapped. A GPU's driver maps what it
+    likes; there the server's own limit remains.
 
     Twice the lease: a tensor is in a message before it is in its buffer.
     """
@@ -115,8 +119,11 @@ def _limits(uses_gpu: bool, memory_limit_bytes: int | None) -> tuple[tuple[str, 
     if not uses_gpu:
         limits["RLIMIT_FSIZE"] = 0  # it writes no file at all; a GPU's driver may
         if memory_limit_bytes is not None:
-            reserve_bytes = _HEAP_RESERVE_BYTES + _BYTES_A_THREAD * (os.cpu_count() or 1)
+            threads = os.cpu_count() or 1
+            reserve_bytes = _HEAP_RESERVE_BYTES + _BYTES_A_THREAD * threads
             limits["RLIMIT_DATA"] = 2 * memory_limit_bytes + reserve_bytes
+            mapped_bytes = _LIBRARIES_BYTES + _ARENA_BYTES * threads
+            limits["RLIMIT_AS"] = limits["RLIMIT_DATA"] + mapped_bytes
     return tuple(limits.items())
 
 

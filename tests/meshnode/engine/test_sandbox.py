@@ -128,9 +128,9 @@ def target_of(name: str) -> Callable[[Scene], str]:
     return find
 
 
-def beyond_its_limit(scene: Scene) -> str:
+def beyond(limit: str) -> Callable[[Scene], str]:
     """MiB, just too many of them."""
-    return str((dict(scene.policy("hog", "").limits)["RLIMIT_DATA"] >> 20) + 16)
+    return lambda scene: str((dict(scene.policy("hog", "").limits)[limit] >> 20) + 16)
 
 
 DENIED, NO_FILE, ANY = ("EPERM",), ("EACCES",), ("EPERM", "EACCES")
@@ -174,7 +174,10 @@ FORBIDDEN = {
     "read another process's limits": ("limit-other", target_of("victim"), DENIED),
     "go around the filter by io_uring": ("io-uring", lambda _: "", DENIED),
     "gain what a setuid program would give": ("raise-privileges", lambda _: "", DENIED),
-    "take more memory than its lease": ("hog", beyond_its_limit, ("ENOMEM",)),
+    "take more memory than its lease": ("hog", beyond("RLIMIT_DATA"), ("ENOMEM",)),
+    "take it as shared memory": ("hog-shared", beyond("RLIMIT_AS"), ("ENOMEM",)),
+    "take it as a stack": ("hog-stack", beyond("RLIMIT_AS"), ("ENOMEM",)),
+    "take it from a device": ("hog-zero", beyond("RLIMIT_AS"), ("ENOMEM",)),
 }
 
 ALLOWED = {

@@ -6,6 +6,7 @@ from meshnode.pipeline.steadiness import (
     FIRST_PAUSE_S,
     FORGIVEN_AFTER_S,
     LAST_PAUSE_S,
+    LEFT_OUT_AFTER,
     SETTLE_S,
     Steadiness,
 )
@@ -52,3 +53,14 @@ def test_an_hour_without_loss_is_forgiven() -> None:
     steadiness.lost(ONE, now)
     steadiness.observe([ONE], now)
     assert steadiness.counted_on_at(ONE, now) == now + FIRST_PAUSE_S
+
+
+def test_who_was_lost_again_and_again_is_left_out_for_as_long_as_it_is_not_counted_on() -> None:
+    steadiness = Steadiness()
+    for now in range(LEFT_OUT_AFTER):
+        assert not steadiness.is_left_out(ONE, now)
+        steadiness.lost(ONE, now)
+    last, pause_s = LEFT_OUT_AFTER - 1, FIRST_PAUSE_S * 2 ** (LEFT_OUT_AFTER - 1)
+    assert steadiness.is_left_out(ONE, last + pause_s - 1)
+    assert not steadiness.is_left_out(ONE, last + pause_s)
+    assert not steadiness.is_left_out(OTHER, last)
