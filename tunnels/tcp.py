@@ -21,7 +21,7 @@ from tunnels.handshake import Role
 from tunnels.link import LINK_KINDS, CloseCode, Closure
 from tunnels.peer import format_address
 from tunnels.tcp_channels import ControlChannel, TcpChannel
-from tunnels.tcp_connection import Connection
+from tunnels.tcp_connection import Connection, Spawn
 from tunnels.tcp_wire import (
     ID_BYTES,
     SECRET_BYTES,
@@ -63,7 +63,7 @@ class TcpLink:
         near: bool,
         dial: Callable[[], Awaitable[Connection]],
         register: Callable[[bytes, TcpLink], None],
-        spawn: Callable[[Callable[[], Awaitable[None]]], None],
+        spawn: Spawn,
     ) -> None:
         self.role = role
         self.binding = binding

@@ -21,13 +21,14 @@ LINGER_S = 1.0  # for the other side to take a goodbye
 HEARD_BYTES = 256 << 10  # by a thread, at once
 ASK_AGAIN_S = 0.1  # what a link in debt owes may be paid sooner, by the rate it shares
 
-Spawn = Callable[[Callable[[], Awaitable[None]]], None]
+Spawn = Callable[[Callable[[], Awaitable[None]]], bool]
 
 
 class Connection:
     """Sends without waiting, receives what arrived. One task may receive, one wait to write.
 
-    spawn: runs a task that sends what the network could not take at once.
+    spawn: runs a task that sends what the network could not take at once; False when the node has
+    stopped and runs no more.
     """
 
     def __init__(self, socket: ByteSocket, tls: Tls, share: Share, spawn: Spawn) -> None:
@@ -117,8 +118,9 @@ class Connection:
 
     def _see_to_queue(self) -> None:
         if self.unsent and self._gone is None and self._lent is None and not self._sending:
-            self._sending = True
-            self._spawn(self._keep_sending)
+            self._sending = self._spawn(self._keep_sending)
+            if not self._sending:
+                self.lose("this node has stopped")
 
     def _send_queued(self) -> None:
         try:
@@ -280,7 +282,8 @@ class Connection:
             self._gone = reason
             self._finishing = True
             self._writers.unpark_all()
-            self._spawn(self._linger)
+            if not self._spawn(self._linger):
+                self._close_now()
             self.on_over()
 
     async def _linger(self) -> None:
@@ -296,11 +299,15 @@ class Connection:
         except trio.ClosedResourceError:
             pass
         finally:
-            with contextlib.suppress(OSError):
-                self.flush()
-            self.socket.finish()
-            self.socket.drop_arrived()
-            self.socket.close()
+            self._close_now()
+
+    def _close_now(self) -> None:
+        """With what of our last words the network takes at once."""
+        with contextlib.suppress(OSError):
+            self.flush()
+        self.socket.finish()
+        self.socket.drop_arrived()
+        self.socket.close()
 
     def _check_over(self) -> None:
         if self._at_end and self._finished:

@@ -61,6 +61,7 @@ class TcpTransport:
         self._listener = listener
         self._budget = budget
         self._door = Door(trio.current_time())
+        self._stopped = False
         self._joining: Counter[str] = Counter()
         self._joins = Buckets(JOINING)
         self._links: dict[bytes, TcpLink] = {}  # by id, those that peers dialled
@@ -70,27 +71,35 @@ class TcpTransport:
 
     async def run(self) -> None:
         """Accept connections until cancelled."""
-        while True:
-            socket = await self._listener.accept()
-            host, now = socket.remote[0], trio.current_time()
-            network = network_of(host)
-            if self._is_peers_network(network, now):
-                # At the expense of that network's joins: strangers there cannot use up what the
-                # peer has for its streams, nor the other way round.
-                share = self._budget.share(("joining", network))
-                self._joining[network] += 1
-                self._spawn(partial(self._hear, socket, share, self._leave_joining))
-            elif self._door.knock(host, now, address_checked=True) is Verdict.HEAR:
-                share = self._budget.share(network)
-                self._spawn(partial(self._hear, socket, share, self._door.leave))
-            else:
-                socket.reset()
+        try:
+            while True:
+                self._welcome(await self._listener.accept())
+        finally:
+            self._stopped = True
+
+    def _welcome(self, socket: ByteSocket) -> None:
+        host, now = socket.remote[0], trio.current_time()
+        network = network_of(host)
+        if self._is_peers_network(network, now):
+            # At the expense of that network's joins: strangers there cannot use up what the
+            # peer has for its streams, nor the other way round.
+            share = self._budget.share(("joining", network))
+            self._joining[network] += 1
+            self._spawn(partial(self._hear, socket, share, self._leave_joining))
+        elif self._door.knock(host, now, address_checked=True) is Verdict.HEAR:
+            share = self._budget.share(network)
+            self._spawn(partial(self._hear, socket, share, self._door.leave))
+        else:
+            socket.reset()
 
     async def dial(self, candidate: Candidate, expect: PeerId) -> TcpLink:
         """Raises WrongPeer, LinkClosed (refused, or closed by the other side)."""
         address = (candidate.host, candidate.port)
         share = self._budget.share(network_of(candidate.host))
         connection, binding = await self._dial(address, expect, share)
+        if self._stopped:
+            connection.lose("this node has stopped")
+            raise LinkClosed("this node has stopped")
         connection.send(encode(Begin()))
 
         async def another() -> Connection:
@@ -189,8 +198,9 @@ class TcpTransport:
             self._running.discard(link)
             self._links.pop(link.id, None)
 
-    def _spawn(self, task: Callable[[], Awaitable[None]]) -> None:
-        """A bug that a peer's bytes bring to light ends its connection, not the node."""
+    def _spawn(self, task: Callable[[], Awaitable[None]]) -> bool:
+        """A bug that a peer's bytes bring to light ends its connection, not the node. False when
+        the node has stopped."""
 
         async def contained() -> None:
             try:
@@ -198,7 +208,9 @@ class TcpTransport:
             except Exception:
                 log.exception("a task of a connection failed")
 
-        self._nursery.start_soon(contained)
+        if not self._stopped:
+            self._nursery.start_soon(contained)
+        return not self._stopped
 
     # --- the door -----------------------------------------------------------------------
 
