@@ -325,10 +325,10 @@ class Session:
             channel, decoder = moved
 
     async def _improve(self, stream: Stream) -> None:
-        """Take a stream that we opened to the best link, if it is on another. What it has now is
-        given up only once there is something better."""
+        """Take a stream that we opened to a better link than its own. What it has now is given up
+        only once there is a channel."""
         before, best = stream.channel, self.best_link
-        if before is None or best is None or before.link is best or stream.lingering:
+        if before is None or best is None or before.link.rank <= best.rank or stream.lingering:
             return
         try:
             channel = await best.open_channel()

@@ -39,7 +39,9 @@ from tunnels.tcp_wire import (
 
 UNPROVEN_BYTES = 64 << 10  # all a stranger may send before it has proven its key
 MAX_CHANNELS = 256  # open at once, of both sides together: a session has 100 streams each way
-OPEN_TIMEOUT_S = 3.0  # for a further connection; without one the link is of no use
+OPEN_TIMEOUT_S = (
+    3.0  # for a further connection; to a peer that is heard, the link is of no use then
+)
 DIALS = Rate(per_s=50, burst=256)  # that the listener asks for; beyond, they wait
 
 log = logging.getLogger(__name__)
@@ -139,19 +141,21 @@ class TcpLink:
         if self.role is Role.DIALLER and not self._control_taken:
             self._control_taken = True
             return self._control
-        number = self._next_number
-        self._next_number += 2
-        try:
-            with trio.fail_after(OPEN_TIMEOUT_S):
-                if self.role is Role.DIALLER:
-                    return await self._join(number)
-                return await self._ask_for(number)
-        except trio.TooSlowError:
-            self.close(CloseCode.LINK_OVER, "a further connection takes too long")
-        except LinkClosed as error:
-            self.close(CloseCode.LINK_OVER, f"no further connection: {error}")
-        self._check_open()
-        raise AssertionError("unreachable: the link is closed")
+        while True:
+            number = self._next_number
+            self._next_number += 2
+            try:
+                with trio.fail_after(OPEN_TIMEOUT_S):
+                    if self.role is Role.DIALLER:
+                        return await self._join(number)
+                    return await self._ask_for(number)
+            except trio.TooSlowError:
+                if trio.current_time() - self.last_heard_s < OPEN_TIMEOUT_S:
+                    self.close(CloseCode.LINK_OVER, "a further connection takes too long")
+                # else the peer itself is silent: how long it is waited for others decide
+            except LinkClosed as error:
+                self.close(CloseCode.LINK_OVER, f"no further connection: {error}")
+            self._check_open()
 
     async def accept_channel(self) -> TcpChannel | ControlChannel:
         while not self._accepted:

@@ -125,6 +125,7 @@ class TcpListener:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._closed = False
+        self._is_full = False
         sock.setblocking(False)
 
     @property
@@ -143,12 +144,20 @@ class TcpListener:
                 await trio.lowlevel.wait_readable(self._socket)
             except OSError as error:
                 if error.errno in _NO_ROOM:
-                    log.warning("a connection waits: %s", reason_of(error.errno))
+                    self._tell_no_room(error)
                     await trio.sleep(FULL_PAUSE_S)
             else:
+                self._is_full = False
                 with contextlib.suppress(OSError):  # it may be gone already
                     return TcpSocket(sock, (plain_host(remote[0]), remote[1]))
                 sock.close()
+
+    def _tell_no_room(self, error: OSError) -> None:
+        """Once, not four times a second."""
+        if not self._is_full:
+            self._is_full = True
+            why = reason_of(error.errno)
+            log.warning("connections of peers wait: %s; raise the limit (ulimit -n)", why)
 
     def close(self) -> None:
         if not self._closed:

@@ -140,6 +140,25 @@ async def test_without_further_connections_a_link_is_given_up(clock: object) -> 
         assert session.closed.is_set()
 
 
+async def test_during_an_outage_a_stream_waits_to_be_opened(clock: object) -> None:
+    async with two_nodes(dead_after_s=60) as pair:
+        pair.bob.endpoint.serve("echo", echo)
+        pair.alice.endpoint.serve("echo", echo)
+        session = await pair.connect()
+        [bobs] = pair.bob.endpoint.sessions()
+
+        async def try_one(end: Session) -> None:
+            assert await exchange(await end.open("echo"), b"hello") == b"hello"
+
+        async with trio.open_nursery() as nursery:
+            pair.world.cut = True
+            for end in (session, bobs):
+                nursery.start_soon(try_one, end)
+            await trio.sleep(20)
+            pair.world.cut = False
+        assert not session.closed.is_set()
+
+
 async def test_a_control_connection_that_breaks_takes_the_channels_with_it(clock: object) -> None:
     async with two_nodes() as pair:
         pair.bob.endpoint.serve("echo", echo)
