@@ -1,6 +1,6 @@
 """Load time and speed: alone, with stock RPC over TCP, with mesh over its links, in one run.
 
-The three take turns, round by round, so that a drift of the machine's speed hits them alike; each
+They take turns, round by round, so that a drift of the machine's speed hits them alike; each
 figure is the median over the rounds. One thread per engine process. Half of the layers and the
 output are on the second process in both distributed cases.
 """
