@@ -250,7 +250,8 @@ class Administration:
         """The one mesh that has other members, our own where none has."""
         peopled = [mesh for mesh in self._ledger.meshes() if self._ledger.members_of(mesh)]
         if len(peopled) > 1:
-            raise UsageError(f"this node is in several meshes, {self._named(peopled)}: name one")
+            names = self._named(peopled)
+            raise UsageError(f"this node is in several meshes, {names}: name one with --mesh ID")
         return peopled[0] if peopled else self._ledger.own_mesh
 
     def _mesh_to_leave(self) -> bytes:
@@ -258,12 +259,13 @@ class Administration:
         if not joined:
             return self._ledger.own_mesh
         if len(joined) > 1:
-            raise UsageError(f"this node has joined {self._named(joined)}: name the one to leave")
+            names = self._named(joined)
+            raise UsageError(f"this node has joined {names}: name one with `mesh leave ID`")
         return joined[0]
 
     def _named(self, meshes: Sequence[bytes]) -> str:
         names = [f"{self._membership.mesh_name(one)} ({PeerId(one).short})" for one in meshes]
-        return " and ".join(names) + " (--mesh ID)"
+        return " and ".join(names)
 
     def _mesh(self, text: str) -> bytes:
         """`own`, or the beginning of a mesh's id, four letters at least."""
@@ -305,7 +307,7 @@ class Administration:
             raise UsageError(f"{text!r} may be any of {ids}: name it by its id")
         if len(fits) > 1:
             meshes = self._named([mesh for mesh, _ in fits])
-            raise UsageError(f"{text} is in several meshes, {meshes}: name one")
+            raise UsageError(f"{text} is in several meshes, {meshes}: name one with --mesh ID")
         if not fits:
             raise UsageError(f"there is no member {text!r}: `mesh members` lists them")
         return fits[0]

@@ -18,7 +18,7 @@ import trio
 
 from meshnode.errors import HomeError, MeshError
 from meshnode.paths import runtime_folder, socket_path
-from meshnode.state import write_durably
+from meshnode.state import read_file, write_durably
 
 log = logging.getLogger(__name__)
 
@@ -138,16 +138,22 @@ class NodeRefused(MeshError):
 
 
 def _runtime_folder_of(home: Path) -> Path:
-    """Where the node on this home said that it keeps its sockets."""
+    """Where the node on this home said that it keeps its sockets. Raises `HomeError`."""
+    record = home / RUNTIME_RECORD
     try:
-        return Path(os.fsdecode((home / RUNTIME_RECORD).read_bytes()))
-    except OSError:
+        return Path(os.fsdecode(read_file(record)))
+    except (FileNotFoundError, NotADirectoryError):
         return runtime_folder(home)  # it will not be there either, which is told
+    except OSError as error:
+        raise HomeError(
+            f"{record} cannot be read: {error.strerror}; name a home of your own with --home"
+        ) from None
 
 
 def ask_node(home: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """The running node's answer. Raises `NoNode` when none runs on this home, `HomeError` when the
-    one that does gives no answer, and `NodeRefused` when it answers with an error."""
+    one that does gives no answer or the home cannot be read, and `NodeRefused` when it answers with
+    an error."""
     path = _runtime_folder_of(home) / SOCKET_NAME
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(REQUEST_TIMEOUT_S)

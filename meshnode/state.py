@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,8 @@ from tunnels.identity import Identity
 
 _LOCK_NAME = "lock"
 _PART_SUFFIX = ".part"
-_MARKS = (_LOCK_NAME, "node.key", "root.key", "membership.json")
+_NODE_KEY = "node.key"
+_MARKS = (_LOCK_NAME, _NODE_KEY, "root.key", "membership.json")
 """Files that tell a home of ours, also one brought back from a backup."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the last: a limit on file size (ulimit)
 
@@ -103,9 +105,12 @@ class Home:
         """The file's content, or None where there is no such file."""
         path = self.folder / name
         try:
-            return path.read_bytes()
+            return read_file(path)
         except FileNotFoundError:
-            return None
+            if not path.is_symlink():
+                return None
+            # To a disk that is not there now: what it holds still counts.
+            raise HomeUnusable(f"{path} is a link to nothing: bring back what it names") from None
         except OSError as error:
             raise HomeUnusable(f"{path} cannot be read: {error.strerror}") from error
 
@@ -145,8 +150,12 @@ class Home:
     def identity(self, name: str) -> Identity:
         """The key kept in the file of this name, made if absent. Raises `HomeError`: damaged,
         unreadable; `DiskFull`."""
+        path = self.folder / name
+        with _told(path):
+            if path.exists() and not path.is_file():
+                raise HomeUnusable(f"{path} is no file: put a copy of it back, or move it away")
         try:
-            return Identity.load_or_create(self.folder / name)
+            return Identity.load_or_create(path)
         except IdentityError as error:
             cause = error.__cause__
             if isinstance(cause, OSError) and cause.errno in _FULL:
@@ -157,6 +166,29 @@ class Home:
         """Removes what a write cut short has left behind; the lock is ours, so nobody writes."""
         for left in self.folder.glob(f".*{_PART_SUFFIX}"):
             left.unlink(missing_ok=True)
+
+
+def is_home(folder: Path) -> bool:
+    """Whether a node has lived in this folder. Raises `HomeUnusable` where we may not look."""
+    with _told(folder):
+        try:
+            (folder / _NODE_KEY).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+
+def read_file(path: Path) -> bytes:
+    """The file's content. Raises `OSError`, also for what is no file: a pipe to which nobody writes
+    would be waited for without end."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is no file")
+        with open(fd, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(fd)
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -31,7 +31,7 @@ class Rate:
 
 STRANGER = Rate(per_s=0.005, burst=0.05)  # processor seconds a second
 MEMBER = Rate(per_s=0.03, burst=0.25)
-SHARED = Rate(per_s=0.08, burst=0.25)
+SHARED = Rate(per_s=0.06, burst=0.1)
 EARNED_S_PER_BYTE = 0.2e-6  # carrying one costs 0.03e-6 on a core of 2020
 MAX_EARNED_S = 0.5
 LEAST_WAIT_S = 1e-6

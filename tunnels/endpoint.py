@@ -237,7 +237,7 @@ class Endpoint:
         peer has gone silent gets a new link, or gives way when the peer turns out to have
         restarted. Raises DialFailed.
         """
-        nursery = self._running()
+        nursery = self._still_running()
         if peer == self.peer:
             raise TunnelError("this is the node's own id; connect to another node")
         async with self._dialling.setdefault(peer, trio.Lock()):
@@ -256,7 +256,7 @@ class Endpoint:
             return session
 
     async def _attempt(self, peer: PeerId, candidate: Candidate) -> ProvenLink:
-        self._running()
+        self._still_running()
         transport = self._transports.get(candidate.transport)
         if transport is None:
             known = ", ".join(self._transports)
@@ -295,7 +295,7 @@ class Endpoint:
                 proven,
                 SessionSetup(
                     answer=self._answer,
-                    nursery=self._running(),
+                    nursery=self._still_running(),
                     on_end=self._session_ended,
                     me=self.peer,
                     dead_after_s=self._dead_after_s,
@@ -359,12 +359,15 @@ class Endpoint:
                 self._subscribers.remove(subscriber)
 
     def _running(self) -> trio.Nursery:
-        """Raises LinkClosed once it has stopped: a dial under way may be answered then."""
-        if self._stopped:
-            raise LinkClosed("this node has stopped")
         if self._nursery is None:
             raise RuntimeError("the endpoint does not run: start Endpoint.run first")
         return self._nursery
+
+    def _still_running(self) -> trio.Nursery:
+        """Raises LinkClosed once it has stopped: a dial under way may be answered then."""
+        if self._stopped:
+            raise LinkClosed("this node has stopped")
+        return self._running()
 
 
 @dataclass

@@ -168,7 +168,7 @@ class QuicTransport:
         return link
 
     def _welcome(self, datagram: bytes, sender: Address) -> None:
-        """Hear a stranger, unless too many are being heard."""
+        """Hear a stranger, unless too many are heard, or those of its network cost too much."""
         try:
             header = pull_quic_header(Buffer(data=datagram), host_cid_length=CID_BYTES)
         except ValueError:
@@ -180,6 +180,8 @@ class QuicTransport:
         ):
             return
         host, now = sender[0], trio.current_time()
+        if self._budget.share(network_of(host)).wait_s(now):
+            return
         first_cid = self._cid_before_retry(header, sender, now)
         match self._door.knock(host, now, address_checked=first_cid is not None):
             case Verdict.RETRY:

@@ -86,8 +86,12 @@ class TcpTransport:
             share = self._budget.share(("joining", network))
             self._joining[network] += 1
             self._spawn(partial(self._hear, socket, share, self._leave_joining))
-        elif self._door.knock(host, now, address_checked=True) is Verdict.HEAR:
-            share = self._budget.share(network)
+            return
+        share = self._budget.share(network)  # those of it may have cost too much already
+        if (
+            not share.wait_s(now)
+            and self._door.knock(host, now, address_checked=True) is Verdict.HEAR
+        ):
             self._spawn(partial(self._hear, socket, share, self._door.leave))
         else:
             socket.reset()

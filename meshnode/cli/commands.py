@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from meshnode.cli.logs import log_defect, log_nowhere
 from meshnode.cli.members import invites, leave, members, remove, revoke
 from meshnode.cli.node import serve, worker
 from meshnode.cli.settings import home_option, take_invocation
+from meshnode.cli.views import OutputClosed
 from meshnode.config import DEFAULT_INVITE_USES, parse_duration
 from meshnode.control import ask_node
 from meshnode.errors import INTERRUPTED_EXIT_CODE, MeshError
@@ -94,6 +97,12 @@ def _leading_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return KeyboardInterrupt() if group.subgroup(KeyboardInterrupt) else leading_error(group)
 
 
+def _is_of_our_output(error: OSError) -> bool:
+    """Whether it was raised while something was shown, which click's `echo` does for everyone."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_code is click.echo.__code__ for frame in frames)
+
+
 def _report(error: BaseException) -> int:
     if isinstance(error, MeshError):
         click.echo(f"mesh: {error}", err=True)
@@ -110,6 +119,10 @@ def _report(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         sys.stderr.close()  # whoever read our output has gone; say nothing more
         return INTERNAL_ERROR_EXIT_CODE
+    if isinstance(error, OSError) and _is_of_our_output(error):
+        # Python would try once more at its end, and show a traceback then.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+        return _report(OutputClosed(error))
     path = log_defect(error)
     where = f"with {path}" if path else "(its log could not be written: is the disk full?)"
     click.echo(

@@ -111,7 +111,8 @@ def _home(home: Path) -> Check:
     if found.st_mode & 0o077:
         text = f"{home} is open to other users: chmod 700 it (the next start does)"
         return Check(name, Verdict.BAD, text)
-    loose = sorted(path.name for path in home.glob("*.key") if path.stat().st_mode & 0o077)
+    keys = (path for path in home.glob("*.key") if path.is_file())
+    loose = sorted(path.name for path in keys if path.stat().st_mode & 0o077)
     if loose:
         return Check(name, Verdict.BAD, f"{', '.join(loose)} in {home}: chmod 600, others can read")
     return Check(name, Verdict.OK, f"{home}, closed to other users")

@@ -17,22 +17,44 @@ import click
 from meshnode.administration import Administration
 from meshnode.cli.settings import home_option
 from meshnode.control import NoNode, ask_node
+from meshnode.errors import HomeError
 from meshnode.joining import Joining
 from meshnode.membership import Membership
-from meshnode.state import Home, default_home
+from meshnode.state import Home, HomeInUse, default_home, is_home
+
+PATIENCE_S = 10.0
+LOOK_AGAIN_S = 0.2
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 Answer = Mapping[str, Any]
 
 
 def ask(home: Path | None, request: Mapping[str, Any]) -> Answer:
-    """The running node's answer, or, where none runs, the same done on the home itself."""
+    """The running node's answer, or, where none runs, the same done on the home itself.
+
+    A node that starts or stops has the home and does not answer yet, or any more: it is waited for,
+    as is another such command.
+    """
     folder = home or default_home()
-    try:
-        return ask_node(folder, request)
-    except NoNode:
-        if not (folder / "node.key").exists():
-            raise
+    give_up_at = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return ask_node(folder, request)
+        except NoNode:
+            if not is_home(folder):
+                raise
+        try:
+            return _answer_on(folder, request)
+        except HomeInUse:
+            if time.monotonic() > give_up_at:
+                raise HomeError(
+                    f"the node on {folder} starts or stops, and does not answer: try again when it "
+                    "has told that it listens"
+                ) from None
+        time.sleep(LOOK_AGAIN_S)
+
+
+def _answer_on(folder: Path, request: Mapping[str, Any]) -> Answer:
     with Home(folder) as opened:
         membership = Membership(opened, opened.identity("node.key"), "this node")
         return Administration(membership, Joining(membership.ledger), lambda: ()).answer(request)

@@ -47,6 +47,11 @@ def choose_view(log_format: str) -> View:
 class OutputClosed(MeshError):
     """Nobody can read what the node says."""
 
+    def __init__(self, error: OSError) -> None:
+        super().__init__(
+            f"the standard output cannot be written to ({error.strerror}): redirect it elsewhere"
+        )
+
 
 def _print(line: str) -> None:
     """A line at once. A closed output (`>&-`) is the user's wish; one that breaks ends the node,
@@ -58,9 +63,7 @@ def _print(line: str) -> None:
     except OSError as error:
         # Python would try once more at its end, and show a traceback then.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
-        raise OutputClosed(
-            f"the standard output cannot be written to ({error.strerror}): redirect it elsewhere"
-        ) from None
+        raise OutputClosed(error) from None
 
 
 class JsonView:

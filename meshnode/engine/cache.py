@@ -27,6 +27,7 @@ from typing import IO
 import platformdirs
 
 from meshnode.engine.errors import EngineChanged
+from meshnode.errors import EngineError
 
 Stamp = tuple[int, int, int]  # size, mtime in ns, inode
 BINARIES = ("llama-server", "ggml-rpc-server", "llama-bench", "llama-cli")
@@ -75,9 +76,16 @@ def engine_cache_dir() -> Path:
 
 
 def finished_engines() -> Iterator[Engine]:
-    """Every finished engine in the cache, the newest first."""
-    records = list((engine_cache_dir() / "engines").glob(f"*/{RECORD_NAME}"))
-    records.sort(key=lambda record: record.stat().st_mtime_ns, reverse=True)
+    """Every finished engine in the cache, the newest first. Raises `EngineError`."""
+    folder = engine_cache_dir() / "engines"
+    try:
+        records = list(folder.glob(f"*/{RECORD_NAME}"))
+        records.sort(key=lambda record: record.stat().st_mtime_ns, reverse=True)
+    except OSError as error:
+        raise EngineError(
+            f"{folder} cannot be looked at ({error.strerror}): set MESH_CACHE to a folder of "
+            "your own"
+        ) from error
     for record in records:
         engine = _read_record(record)
         if engine is not None:

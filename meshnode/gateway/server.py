@@ -75,9 +75,10 @@ async def _listen(host: str, port: int) -> list[trio.SocketListener]:
     name = None if host in WILDCARDS - {"0.0.0.0", "::"} else host  # noqa: S104
     try:
         listeners = await trio.open_tcp_listeners(port, host=name, backlog=BACKLOG)
-    except socket.gaierror as error:
+    except (socket.gaierror, UnicodeError) as error:  # the latter: a label empty or too long
+        why = getattr(error, "strerror", None) or "no host has such a name"
         raise GatewayListenFailed(
-            f"{host!r} is not a name or address that can be listened at ({error.strerror}): use "
+            f"{host!r} is not a name or address that can be listened at ({why}): use "
             "--http HOST:PORT with an address of this machine"
         ) from None
     except OSError as error:

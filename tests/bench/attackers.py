@@ -312,12 +312,12 @@ async def never_acknowledge(target: Target) -> None:
 
 @dataclass(frozen=True)
 class Attack:
-    """`settle_s`: until it shows what it does for ever. One that only takes bytes is a peer as any
-    other until the node's pools for it are full."""
+    """`settle_s`: until it shows what it does for ever. Bursts are let through at first, and one
+    that only takes bytes is a peer as any other until the node's pools for it are full."""
 
     what: str
     run: Callable[[Target], Awaitable[None]]
-    settle_s: float = 0.7
+    settle_s: float = 2.5
 
 
 ATTACKS = {

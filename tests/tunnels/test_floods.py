@@ -199,7 +199,7 @@ async def test_a_link_in_debt_is_not_heard_while_others_are(
         bob = pair.bob.endpoint
         other = await carol.endpoint.connect(bob.peer, bob.candidates())
         stream = await session.open("echo")
-        link_of(theirs(pair, session)).share.charge(0.9, trio.current_time())
+        link_of(theirs(pair, session)).share.charge(0.6, trio.current_time())
         began_s = trio.current_time()
         await stream.send_all(b"hello")
         assert await exchange(await other.open("echo"), b"me too") == b"me too"
