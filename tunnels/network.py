@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 from typing import Protocol
@@ -11,6 +12,8 @@ import psutil
 from tunnels.binding import Address
 from tunnels.tcp_socket import ByteSocket, Listener, connect, listen
 from tunnels.udp import DatagramSocket, bind
+
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 
 class Network(Protocol):
@@ -33,6 +36,8 @@ class Network(Protocol):
 class HostNetwork:
     """The network of this machine."""
 
+    _known: list[Interface] = []  # noqa: RUF012 - replaced, never changed
+
     def bind(self, host: str | None, port: int) -> DatagramSocket:
         return bind(host, port)
 
@@ -44,7 +49,7 @@ class HostNetwork:
 
     def interface_addresses(self) -> list[str]:
         found: list[str] = []
-        for interface in _interfaces():
+        for interface in self._interfaces():
             address = str(interface.ip)
             if not interface.ip.is_link_local and address not in found:
                 found.append(address)
@@ -52,11 +57,17 @@ class HostNetwork:
 
     def is_near(self, host: str) -> bool:
         address = ipaddress.ip_address(host)
-        return any(address in interface.network for interface in _interfaces())
+        return any(address in interface.network for interface in self._interfaces())
+
+    def _interfaces(self) -> list[Interface]:
+        """As last seen, when the system does not tell: it takes a descriptor to ask."""
+        with contextlib.suppress(OSError):
+            self._known = _interfaces()
+        return self._known
 
 
-def _interfaces() -> list[ipaddress.IPv4Interface | ipaddress.IPv6Interface]:
-    found = []
+def _interfaces() -> list[Interface]:
+    found: list[Interface] = []
     for addresses in psutil.net_if_addrs().values():
         for entry in addresses:
             if entry.family in (socket.AF_INET, socket.AF_INET6):
