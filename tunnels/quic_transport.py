@@ -26,7 +26,7 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 
 from tunnels import quic_tuning as tuning
 from tunnels.allowance import Budget
-from tunnels.binding import Address
+from tunnels.binding import Address, reason_of
 from tunnels.door import Door, Verdict, network_of
 from tunnels.errors import LinkClosed, WrongPeer
 from tunnels.handshake import Role
@@ -108,6 +108,9 @@ class QuicTransport:
             link.pump()
             await self._established(link, address)
             self._pin(link, expect)
+        except OSError as error:
+            link.close(CloseCode.REFUSED, "it could not be begun")
+            raise LinkClosed(reason_of(error.errno)) from error
         except BaseException:
             link.close(CloseCode.REFUSED, "not the peer that was sought")
             raise
