@@ -7,6 +7,7 @@ Sans-IO: nothing here touches the disk, the network or the environment. Every pa
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -62,6 +63,7 @@ class NodeConfig:
     home: Path | None = None
     name: str | None = None
     listen: Address | None = None  # None: every interface, the port of last time
+    transports: tuple[str, ...] = ()  # kinds of links to peers; none: whichever is best
     joins: tuple[Token, ...] = ()
     model_folders: tuple[Path, ...] = ()
 
@@ -126,6 +128,19 @@ def parse_address(text: str, *, what: str) -> Address:
     if not port_text.isdecimal() or len(port_text) > 9 or int(port_text) > 65535:
         raise UsageError(f"{what} {text!r} has no port from 0 to 65535: write it as HOST:PORT")
     return Address(None if host in ("", "*") else host, int(port_text))
+
+
+def parse_transports(text: str, known: Collection[str]) -> tuple[str, ...]:
+    """Kinds of links in `tcp,quic`, each once; nothing for `auto`."""
+    names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",")))
+    if names == ("auto",):
+        return ()
+    if not set(names) <= set(known):
+        kinds = ", ".join(known)
+        raise UsageError(
+            f"--transport {text!r}: name kinds of links with commas between, of {kinds}; or auto"
+        )
+    return names
 
 
 def human_bytes(size_bytes: float) -> str:

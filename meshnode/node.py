@@ -42,6 +42,7 @@ from meshnode.pipeline.lease import LeaseDesk
 from meshnode.state import Home
 from tunnels import AddressPolicy, Endpoint, ListenFailed, Session
 from tunnels.gate import ASK
+from tunnels.link import LINK_KINDS
 
 _PORT_DOCUMENT = "port.json"
 
@@ -67,7 +68,10 @@ class Node:
         identity = home.identity("node.key")
         self._membership = Membership(home, identity, name)
         self._endpoint = Endpoint(
-            identity, authorize=self._membership.authorize, policy=AddressPolicy()
+            identity,
+            authorize=self._membership.authorize,
+            policy=AddressPolicy(),
+            transports=config.transports or tuple(LINK_KINDS),
         )
         self._connections = Connections(self._endpoint, self._membership, emit)
         self._administration = Administration(

@@ -10,11 +10,13 @@ from typing import TypeVar
 import trio
 
 from tunnels.errors import DialFailed, TunnelError
+from tunnels.link import LINK_KINDS
 from tunnels.peer import Candidate, PeerId
 
 STAGGER_S = 0.25  # RFC 8305 (Happy Eyeballs) section 5
 GIVE_UP_S = 7.5  # the whole race: nobody at the address is told within 8 s
-MAX_CANDIDATES = 16
+MAX_CANDIDATES = 32
+UNKNOWN_RANK = 1000
 
 Result = TypeVar("Result")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -92,6 +94,26 @@ def _meanings(address: IPAddress) -> list[IPAddress]:
             embedded.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
         meanings += [inner for inner in embedded if inner is not None]
     return meanings
+
+
+def ranked(candidates: Sequence[Candidate], is_near: Callable[[str], bool]) -> list[Candidate]:
+    """In the order in which to try them: addresses as given, near ones first, and for each the best
+    kind of link. So the second best address of the best kind does not hold back the next kind,
+    which may be the only one that gets through."""
+    hosts = list(dict.fromkeys(one.host for one in candidates))
+    near = {host: is_near(host) for host in hosts}
+    places = {host: place for place, host in enumerate(hosts)}
+
+    def preference(one: Candidate) -> tuple[bool, int, int]:
+        return not near[one.host], places[one.host], rank_of(one, near[one.host])
+
+    return sorted(candidates, key=preference)
+
+
+def rank_of(candidate: Candidate, near: bool) -> int:
+    """Of the link that it would lead to: a lower one is better."""
+    kind = LINK_KINDS.get(candidate.transport)
+    return UNKNOWN_RANK if kind is None else kind.rank_when(near)
 
 
 async def race(

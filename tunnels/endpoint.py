@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+import ssl
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import trio
 
+from tunnels.allowance import Budget
+from tunnels.binding import Address
 from tunnels.credit import INITIAL_WINDOW_BYTES
-from tunnels.dial import AddressPolicy, race
-from tunnels.errors import LinkClosed, TunnelError
+from tunnels.dial import AddressPolicy, race, ranked
+from tunnels.errors import LinkClosed, ListenFailed, TunnelError
 from tunnels.gate import WORK, ServiceGate, ServiceLimits
 from tunnels.heartbeat import DEAD_S
 from tunnels.identity import Identity
+from tunnels.improve import Improver
 from tunnels.link import LINK_KINDS, CloseCode, Introduction, Link, ProvenLink, Transport, prove
+from tunnels.network import HostNetwork, Network
 from tunnels.peer import Candidate, PeerId
 from tunnels.quic_transport import QuicTransport
 from tunnels.session import Handler, Session, SessionSetup, new_epoch
 from tunnels.stream import Stream
-from tunnels.udp import DatagramSocket, HostNetwork, Network
+from tunnels.tcp_socket import Listener
+from tunnels.tcp_transport import TcpTransport
+from tunnels.tls import listener_context
+from tunnels.udp import DatagramSocket
 
 ACCEPT_TIMEOUT_S = 5.0  # from a stranger's first datagram to its proof
 MAX_SESSIONS = 256
@@ -50,11 +59,12 @@ class SessionDown:
 
 
 class Endpoint:
-    """One identity on one UDP socket.
+    """One identity on one port, of UDP and of TCP.
 
     authorize(peer, service): asked for every stream a peer opens to us.
     dead_after_s: how long a silent peer is kept (it is suspected after 3 s).
-    network: where the socket lives; tests pass one made of memory.
+    network: where the sockets live; tests pass one made of memory.
+    transports: which kinds of links are made and taken, names of LINK_KINDS.
     """
 
     def __init__(
@@ -65,7 +75,10 @@ class Endpoint:
         policy: AddressPolicy = AddressPolicy(),  # noqa: B008 - frozen
         dead_after_s: float = DEAD_S,
         network: Network | None = None,
+        transports: Collection[str] = tuple(LINK_KINDS),
     ) -> None:
+        if not transports or not set(transports) <= set(LINK_KINDS):
+            raise ValueError(f"links are of these kinds: {', '.join(LINK_KINDS)}")
         self.identity = identity
         self.peer = identity.peer
         self._authorize = authorize
@@ -78,9 +91,11 @@ class Endpoint:
         self._sessions: dict[PeerId, Session] = {}
         self._dialling: dict[PeerId, trio.Lock] = {}
         self._subscribers: list[trio.MemorySendChannel[SessionUp | SessionDown]] = []
-        self._socket: DatagramSocket | None = None
+        self._kinds = frozenset(transports)
+        self._bound: dict[str, Address] = {}  # by kind of link
         self._transports: dict[str, Transport] = {}
         self._nursery: trio.Nursery | None = None
+        self._improver = Improver(self._network.is_near, self._attempt, self._adopt)
         self._stopped = False
 
     # --- running ------------------------------------------------------------------------
@@ -99,35 +114,74 @@ class Endpoint:
         """
         if self._nursery is not None:
             raise RuntimeError("this endpoint runs already")
-        socket = self._network.bind(host, port)
-        self._stopped = False
-        try:
-            async with trio.open_nursery() as nursery:
-                self._socket, self._nursery = socket, nursery
-                quic = QuicTransport(
-                    self.identity,
-                    socket,
-                    nursery,
-                    self._accept,
-                    self._network.interface_addresses,
-                )
-                self._transports = {"quic": quic}
-                nursery.start_soon(quic.run)
-                nursery.start_soon(socket.flush)
-                task_status.started(socket.local[1])
-                try:
-                    await trio.sleep_forever()
-                finally:
-                    self._stopped = True
-                    for session in list(self._sessions.values()):
-                        session.end("the node is stopping")
-        finally:
-            for subscriber in self._subscribers:
-                subscriber.close()
-            self._subscribers.clear()
-            self._nursery = self._socket = None
-            self._transports = {}
-            socket.close()
+        with contextlib.ExitStack() as open_sockets:
+            doors = self._open_doors(host, port, open_sockets)
+            self._stopped = False
+            try:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    self._start_transports(nursery, doors)
+                    task_status.started(min(self._bound.items(), key=_udp_first)[1][1])
+                    try:
+                        await trio.sleep_forever()
+                    finally:
+                        self._stopped = True
+                        for session in list(self._sessions.values()):
+                            session.end("the node is stopping")
+            finally:
+                for subscriber in self._subscribers:
+                    subscriber.close()
+                self._subscribers.clear()
+                self._nursery = None
+                self._transports = {}
+                self._bound = {}
+
+    def _open_doors(
+        self, host: str | None, port: int, open_sockets: contextlib.ExitStack
+    ) -> _Doors:
+        """One port of both, where it is free. Raises ListenFailed."""
+        doors = _Doors()
+        if "quic" in self._kinds:
+            doors.datagrams = self._network.bind(host, port)
+            open_sockets.callback(doors.datagrams.close)
+            port = doors.datagrams.local[1]
+        if "tcp" in self._kinds:
+            try:
+                doors.listener = self._network.listen(host, port)
+            except ListenFailed:
+                if doors.datagrams is None:
+                    raise
+                doors.listener = self._network.listen(host, 0)
+            open_sockets.callback(doors.listener.close)
+            doors.tls = listener_context(self.identity)
+        return doors
+
+    def _start_transports(self, nursery: trio.Nursery, doors: _Doors) -> None:
+        budget = Budget(trio.current_time())
+        if doors.datagrams is not None:
+            self._transports["quic"] = quic = QuicTransport(
+                self.identity,
+                doors.datagrams,
+                nursery,
+                self._accept,
+                self._network.interface_addresses,
+                budget,
+            )
+            self._bound["quic"] = doors.datagrams.local
+            nursery.start_soon(quic.run)
+            nursery.start_soon(doors.datagrams.flush)
+        if doors.listener is not None and doors.tls is not None:
+            self._transports["tcp"] = tcp = TcpTransport(
+                self.identity,
+                self._network,
+                nursery,
+                self._accept,
+                doors.listener,
+                doors.tls,
+                budget,
+            )
+            self._bound["tcp"] = doors.listener.local
+            nursery.start_soon(tcp.run)
 
     def serve(self, service: str, handler: Handler, limits: ServiceLimits = WORK) -> None:
         """Hand streams opened to `service` to `handler`, which owns each until it returns.
@@ -139,20 +193,28 @@ class Endpoint:
         self._gates.pop(service, None)
 
     def candidates(self) -> list[Candidate]:
-        """Where peers may reach us: our interface addresses with the bound port."""
-        socket = self._running()[0]
-        host, port = socket.local
-        bound = ipaddress.ip_address(host)
+        """Where peers may reach us: our interface addresses with the bound ports, for each address
+        every kind of link."""
+        self._running()
+        host = next(iter(self._bound.values()))[0]
+        return [
+            Candidate(kind, one, self._bound[kind][1], "host")
+            for one in self._own_hosts(host)
+            for kind in LINK_KINDS
+            if kind in self._bound
+        ]
+
+    def _own_hosts(self, bound_host: str) -> list[str]:
+        bound = ipaddress.ip_address(bound_host)
         if not bound.is_unspecified:
-            return [Candidate("quic", host, port, "host")]
+            return [bound_host]
         found = [ipaddress.ip_address(text) for text in self._network.interface_addresses()]
-        usable = [
-            one
+        return [
+            str(one)
             for one in found
             if not (one.is_loopback or one.is_link_local or one.is_multicast)
             and (one.version == 4 or bound.version == 6)
         ]
-        return [Candidate("quic", str(one), port, "host") for one in usable]
 
     # --- sessions -----------------------------------------------------------------------
 
@@ -171,30 +233,37 @@ class Endpoint:
 
     async def connect(self, peer: PeerId, candidates: Sequence[Candidate]) -> Session:
         """The session with `peer`: the one that stands, or a new one over the first candidate
-        that answers with the peer's key. A session whose peer has gone silent gets a new link,
-        or gives way when the peer turns out to have restarted. Raises DialFailed.
+        that answers with the peer's key; from then on better ones are looked for. A session whose
+        peer has gone silent gets a new link, or gives way when the peer turns out to have
+        restarted. Raises DialFailed.
         """
-        self._still_running()
+        nursery = self._still_running()
         if peer == self.peer:
             raise TunnelError("this is the node's own id; connect to another node")
         async with self._dialling.setdefault(peer, trio.Lock()):
             session = self._sessions.get(peer)
             if session is not None and not session.suspected:
+                self._improver.look_after(session, candidates, nursery)
                 return session
             proven = await race(
-                peer, candidates, lambda one: self._attempt(peer, one), _close_late_link
+                peer,
+                ranked(candidates, self._network.is_near),
+                lambda one: self._attempt(peer, one),
+                _close_late_link,
             )
-            return self._adopt(proven)
+            session = self._adopt(proven)
+            self._improver.look_after(session, candidates, nursery)
+            return session
 
     async def _attempt(self, peer: PeerId, candidate: Candidate) -> ProvenLink:
-        socket, _ = self._still_running()
+        self._still_running()
         transport = self._transports.get(candidate.transport)
         if transport is None:
-            known = ", ".join(LINK_KINDS)
-            raise TunnelError(f"not tried: this version links over {known} only")
+            known = ", ".join(self._transports)
+            raise TunnelError(f"not tried: this node links over {known} only")
         refusal = self._policy.refusal(
             candidate.host,
-            bound_host=socket.local[0],
+            bound_host=next(iter(self._bound.values()))[0],
             own_addresses=self._network.interface_addresses(),
         )
         if refusal is not None:
@@ -226,7 +295,7 @@ class Endpoint:
                 proven,
                 SessionSetup(
                     answer=self._answer,
-                    nursery=self._still_running()[1],
+                    nursery=self._still_running(),
                     on_end=self._session_ended,
                     me=self.peer,
                     dead_after_s=self._dead_after_s,
@@ -289,16 +358,29 @@ class Endpoint:
                 subscriber.close()
                 self._subscribers.remove(subscriber)
 
-    def _running(self) -> tuple[DatagramSocket, trio.Nursery]:
-        if self._socket is None or self._nursery is None:
+    def _running(self) -> trio.Nursery:
+        if self._nursery is None:
             raise RuntimeError("the endpoint does not run: start Endpoint.run first")
-        return self._socket, self._nursery
+        return self._nursery
 
-    def _still_running(self) -> tuple[DatagramSocket, trio.Nursery]:
+    def _still_running(self) -> trio.Nursery:
         """Raises LinkClosed once it has stopped: a dial under way may be answered then."""
         if self._stopped:
             raise LinkClosed("this node has stopped")
         return self._running()
+
+
+@dataclass
+class _Doors:
+    """The sockets of one port."""
+
+    datagrams: DatagramSocket | None = None
+    listener: Listener | None = None
+    tls: ssl.SSLContext | None = None
+
+
+def _udp_first(bound: tuple[str, Address]) -> bool:
+    return bound[0] != "quic"
 
 
 def _close_late_link(proven: ProvenLink) -> None:

@@ -18,7 +18,7 @@ class IdentityError(TunnelError):
 
 
 class ListenFailed(TunnelError):
-    """The UDP socket could not be bound."""
+    """The node's port could not be opened."""
 
 
 class BadFrame(TunnelError):

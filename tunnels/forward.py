@@ -20,13 +20,13 @@ from pathlib import Path
 import trio
 
 from tunnels.errors import StreamError, TunnelError
+from tunnels.splice import Splice
 from tunnels.stream import Stream
 
 Target = str | Path | tuple[str, int]  # a unix socket's path, or (host, port)
 OpenStream = Callable[[], Awaitable[Stream]]
 
 CONNECT_TIMEOUT_S = 5.0
-CHUNK_BYTES = 256 << 10
 BACKLOG = 64
 
 log = logging.getLogger(__name__)
@@ -80,9 +80,7 @@ async def listen_and_forward(
 async def splice(stream: Stream, local: trio.SocketStream) -> None:
     """Carry both directions until both have ended or either has failed. Owns both ends."""
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_copy, local, stream)
-            await _copy(stream, local)
+        await Splice(stream, local.socket).run()
     except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
         stream.reset("the local connection broke on the other node")
         _abort(local)
@@ -98,12 +96,6 @@ async def splice(stream: Stream, local: trio.SocketStream) -> None:
         with trio.CancelScope(shield=True):
             await stream.aclose()
             await trio.aclose_forcefully(local)
-
-
-async def _copy(source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStream) -> None:
-    while data := await source.receive_some(CHUNK_BYTES):
-        await sink.send_all(data)
-    await sink.send_eof()
 
 
 async def _forward_one(local: trio.SocketStream, open_stream: OpenStream) -> None:

@@ -65,6 +65,7 @@ MAX_OFFSET = 2**63
 
 _HEAD_BYTES = 4
 _OFFSET_BYTES = 8
+DATA_HEAD_BYTES = _HEAD_BYTES + _OFFSET_BYTES
 _HELLO = struct.Struct(f">BI{EPOCH_BYTES}s{NONCE_BYTES}s{KEY_BYTES}s")
 _U64 = struct.Struct(">Q")
 _TWO_U64 = struct.Struct(">QQ")
@@ -141,7 +142,7 @@ class Data:
     """A piece of a DATA record: a decoder hands out what has arrived, not only whole records."""
 
     offset: int
-    payload: bytes
+    payload: bytes | memoryview
 
 
 @dataclass(frozen=True)
@@ -175,10 +176,14 @@ def encode(record: Record) -> bytes:
     return bytes((kind,)) + len(body).to_bytes(3, "big") + body
 
 
-def encode_data(offset: int, payload: bytes) -> bytes:
+def encode_data(offset: int, payload: bytes | memoryview) -> bytes:
     """`encode(Data(offset, payload))` without the detours: the one record that must be fast."""
-    size = _OFFSET_BYTES + len(payload)
-    return b"".join((b"\x30", size.to_bytes(3, "big"), _U64.pack(offset), payload))
+    return b"".join((data_head(offset, len(payload)), payload))
+
+
+def data_head(offset: int, size: int) -> bytes:
+    """What goes before a payload of `size` bytes in its DATA record."""
+    return b"\x30" + (_OFFSET_BYTES + size).to_bytes(3, "big") + _U64.pack(offset)
 
 
 def clip_reason(reason: str) -> str:
@@ -196,12 +201,30 @@ class RecordDecoder:
         self._data_offset = 0
         self._data_left = 0  # bytes of the current DATA record still to come
 
-    def feed_untrusted(self, data: bytes) -> list[Record]:
-        """The records that `data` completes. Raises BadFrame and nothing else."""
-        self._buffer += data
+    def feed_untrusted(self, data: bytes | memoryview) -> list[Record]:
+        """The records that `data` completes. Raises BadFrame and nothing else.
+
+        The payloads of DATA are views of `data`: they hold as long as it does.
+        """
         records: list[Record] = []
-        while (record := self._next()) is not None:
-            records.append(record)
+        at = self._finish_begun(data, records) if self._buffer else 0
+        view = memoryview(data)
+        while at < len(view):
+            if self._data_left:
+                piece = view[at : at + self._data_left]
+                records.append(Data(self._data_offset, piece))
+                self._data_offset += len(piece)
+                self._data_left -= len(piece)
+                at += len(piece)
+                continue
+            size = _HEAD_BYTES
+            if len(view) - at >= size:
+                size = self._size_untrusted(view[at : at + size])
+            if len(view) - at < size:
+                self._buffer += view[at:]
+                break
+            self._take(bytes(view[at : at + size]), records)
+            at += size
         return records
 
     @property
@@ -209,39 +232,41 @@ class RecordDecoder:
         """True when the channel must not end here."""
         return bool(self._buffer) or self._data_left > 0
 
-    def _next(self) -> Record | None:
-        buffer = self._buffer
-        if not self._data_left:
-            if len(buffer) < _HEAD_BYTES:
-                return None
-            size = int.from_bytes(buffer[1:_HEAD_BYTES], "big")
-            if buffer[0] != Type.DATA:
-                return self._next_whole(buffer[0], size)
+    def _finish_begun(self, data: bytes | memoryview, records: list[Record]) -> int:
+        """Complete the record, or head of a DATA record, that an earlier call began; how many
+        bytes of `data` that took."""
+        buffer, taken, size = self._buffer, 0, _HEAD_BYTES
+        if len(buffer) >= _HEAD_BYTES:
+            size = self._size_untrusted(buffer)
+        while len(buffer) < size:
+            more = data[taken : taken + size - len(buffer)]
+            if not more:
+                return taken
+            buffer += more
+            taken += len(more)
+            if len(buffer) >= _HEAD_BYTES:
+                size = self._size_untrusted(buffer)
+        self._buffer = bytearray()
+        self._take(bytes(buffer), records)
+        return taken
+
+    def _size_untrusted(self, head: bytearray | memoryview) -> int:
+        """Of a whole record, or of a DATA record's head, by its first _HEAD_BYTES."""
+        size = int.from_bytes(head[1:_HEAD_BYTES], "big")
+        if head[0] == Type.DATA:
             if not _OFFSET_BYTES < size <= _OFFSET_BYTES + MAX_DATA_BYTES:
                 raise BadFrame(f"a DATA record of {size} bytes")
-            if len(buffer) < _HEAD_BYTES + _OFFSET_BYTES:
-                return None
-            (self._data_offset,) = _U64.unpack_from(buffer, _HEAD_BYTES)
-            self._data_left = size - _OFFSET_BYTES
-            del buffer[: _HEAD_BYTES + _OFFSET_BYTES]
-        payload = bytes(buffer[: self._data_left])
-        if not payload:
-            return None
-        del buffer[: len(payload)]
-        piece = Data(self._data_offset, payload)
-        self._data_offset += len(payload)
-        self._data_left -= len(payload)
-        return piece
-
-    def _next_whole(self, kind: int, size: int) -> Record | None:
+            return DATA_HEAD_BYTES
         if size > MAX_BODY_BYTES:
-            raise BadFrame(f"a record of type {kind:#04x} with {size} bytes")
-        stop = _HEAD_BYTES + size
-        if len(self._buffer) < stop:
-            return None
-        body = bytes(self._buffer[_HEAD_BYTES:stop])
-        del self._buffer[:stop]
-        return parse_record_untrusted(kind, body)
+            raise BadFrame(f"a record of type {head[0]:#04x} with {size} bytes")
+        return _HEAD_BYTES + size
+
+    def _take(self, whole: bytes, records: list[Record]) -> None:
+        if whole[0] == Type.DATA:
+            (self._data_offset,) = _U64.unpack_from(whole, _HEAD_BYTES)
+            self._data_left = int.from_bytes(whole[1:_HEAD_BYTES], "big") - _OFFSET_BYTES
+        else:
+            records.append(parse_record_untrusted(whole[0], whole[_HEAD_BYTES:]))
 
 
 def parse_record_untrusted(kind: int, body: bytes) -> Record:

@@ -1,14 +1,14 @@
 """The seam between sessions and the ways to carry them.
 
 A `Link` is an encrypted connection to one peer over which channels open. QUIC makes a channel
-of each bidirectional stream; TLS over TCP will make it of a connection, WebRTC of a data channel.
+of each bidirectional stream, TLS over TCP of a connection; WebRTC will make it of a data channel.
 A new kind of link adds a line to LINK_KINDS and a `Transport` that dials and accepts it;
 session, dial, resume and forward do not change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sized
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -25,14 +25,19 @@ from tunnels.peer import Candidate, PeerId
 
 @dataclass(frozen=True)
 class LinkKind:
-    """rank: a session prefers the link with the lowest."""
+    """rank: a session prefers the link with the lowest; near_rank: to a peer on the LAN."""
 
     name: str
     rank: int
+    near_rank: int
+
+    def rank_when(self, near: bool) -> int:
+        return self.near_rank if near else self.rank
 
 
 LINK_KINDS = {
-    "quic": LinkKind("quic", rank=20),
+    "tcp": LinkKind("tcp", rank=30, near_rank=10),
+    "quic": LinkKind("quic", rank=20, near_rank=20),
 }
 
 
@@ -53,8 +58,44 @@ class Closure:
     by_peer: bool
 
 
+class Wire(Protocol):
+    """The inside of a channel, lent to a thread (ride.py). No call waits."""
+
+    @property
+    def gone(self) -> str | None:
+        """Why nothing comes of it any more."""
+
+    @property
+    def unsent(self) -> Sized:
+        """What is queued."""
+
+    def fileno(self) -> int: ...
+
+    def pushed_back(self) -> bytes:
+        """What had arrived before it was lent, decrypted; goes before all that is heard."""
+
+    def hear(self, into: memoryview) -> int:
+        """Take what has arrived, HEARD_BYTES at most; how many bytes of the channel that were.
+
+        Raises LinkClosed at the end, and when it broke.
+        """
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Encrypt; `flush` sends it. Raises LinkClosed."""
+
+    def flush(self) -> None:
+        """Send what was written, as far as the network takes it. Raises LinkClosed."""
+
+    def give_back(self) -> None:
+        """In the event loop."""
+
+
 class Channel(Protocol):
     """An ordered, reliable pair of byte pipes inside a link."""
+
+    @property
+    def link(self) -> Link:
+        """It is part of."""
 
     @property
     def share(self) -> Share:
@@ -78,18 +119,52 @@ class Channel(Protocol):
     def reset(self) -> None:
         """Drop both directions."""
 
+    @property
+    def can_lend(self) -> bool:
+        """Whether it is something of its own, that a thread could drive."""
+
+    async def lend(self, wake: Callable[[], None]) -> Wire | None:
+        """Leave the reading and writing to a thread. wake: called when it must look up."""
+
+    def heard(self) -> None:
+        """The peer was heard on it, by a thread."""
+
+
+class NeverLent:
+    """What a channel inherits that is a part of something larger."""
+
+    can_lend = False
+
+    async def lend(self, wake: Callable[[], None]) -> Wire | None:  # noqa: ARG002
+        return None
+
+    def heard(self) -> None:
+        pass
+
 
 class Link(Protocol):
     kind: str
+    rank: int  # of LINK_KINDS: a session prefers the lowest
     role: Role
     binding: bytes  # see handshake.py
     closed: trio.Event
     closure: Closure | None  # set with `closed`
     last_heard_s: float  # trio clock
-    bytes_in: int  # on the wire
-    bytes_out: int
     share: Share
-    trusted: bool  # set once the peer has proven its key: lifts the limits for strangers
+
+    @property
+    def bytes_in(self) -> int:
+        """On the wire, so far."""
+
+    @property
+    def bytes_out(self) -> int: ...
+
+    @property
+    def trusted(self) -> bool: ...
+
+    @trusted.setter
+    def trusted(self, proven: bool) -> None:
+        """Set once the peer has proven its key: lifts the limits for strangers."""
 
     @property
     def remote(self) -> str:

@@ -21,13 +21,13 @@ from aioquic.quic import events
 
 from tunnels import quic_tuning as tuning
 from tunnels.allowance import WAKE_S, Share
+from tunnels.binding import Address
 from tunnels.door import network_of
 from tunnels.errors import LinkClosed
 from tunnels.frames import clip_reason
 from tunnels.handshake import Role
-from tunnels.link import CloseCode, Closure
+from tunnels.link import LINK_KINDS, CloseCode, Closure, NeverLent
 from tunnels.peer import format_address
-from tunnels.udp import Address
 
 UNSENT_BYTES = 256 << 10  # queued in a channel and not yet sent once: beyond, writers wait
 UNPROVEN_BYTES = 64 << 10  # all a stranger may send before it has proven its key
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("quic").addHandler(logging.NullHandler())
 
 
-class QuicChannel:
+class QuicChannel(NeverLent):
     """One bidirectional QUIC stream."""
 
     def __init__(self, link: QuicLink, stream_id: int) -> None:
@@ -63,6 +63,10 @@ class QuicChannel:
         self._gone: str | None = None
         self._readers = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
+
+    @property
+    def link(self) -> QuicLink:
+        return self._link
 
     @property
     def share(self) -> Share:
@@ -141,6 +145,7 @@ class QuicLink:
     """One connection. The transport feeds me datagrams and runs my timer."""
 
     kind = "quic"
+    rank = LINK_KINDS["quic"].rank
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 
 from tunnels import quic_tuning as tuning
 from tunnels.allowance import Budget
+from tunnels.binding import Address, reason_of
 from tunnels.door import Door, Verdict, network_of
 from tunnels.errors import LinkClosed, WrongPeer
 from tunnels.handshake import Role
@@ -33,7 +34,7 @@ from tunnels.identity import Identity, certificate_hash, certificate_peer
 from tunnels.link import Accept, CloseCode
 from tunnels.peer import Candidate, PeerId
 from tunnels.quic import VIRTUAL_ADDRESS, QuicLink
-from tunnels.udp import Address, DatagramSocket
+from tunnels.udp import DatagramSocket
 
 ALPN = "mesh/1"
 QUIC_VERSION = QuicProtocolVersion.VERSION_1
@@ -52,7 +53,8 @@ MAX_REMOTE_DATAGRAM_BYTES = 1500  # no node sends larger ones to another machine
 
 class QuicTransport:
     """I own the connections of one socket. `accept` is called for each that a stranger opens;
-    it returns when the stranger has proven itself or is gone.
+    it returns when the stranger has proven itself or is gone. budget: what all links of the node
+    share (allowance.py).
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class QuicTransport:
         nursery: trio.Nursery,
         accept: Accept,
         own_addresses: Callable[[], list[str]],
+        budget: Budget,
     ) -> None:
         self._identity = identity
         self._own_addresses = own_addresses
@@ -72,7 +75,7 @@ class QuicTransport:
         self._accept = accept
         self._links: dict[bytes, QuicLink] = {}
         self._door = Door(trio.current_time())
-        self._budget = Budget(trio.current_time())
+        self._budget = budget
         self._tokens = QuicRetryTokenHandler()
         self._unreachable: dict[Address, str] = {}
         self._dialling: Counter[Address] = Counter()
@@ -105,6 +108,9 @@ class QuicTransport:
             link.pump()
             await self._established(link, address)
             self._pin(link, expect)
+        except OSError as error:
+            link.close(CloseCode.REFUSED, "it could not be begun")
+            raise LinkClosed(reason_of(error.errno)) from error
         except BaseException:
             link.close(CloseCode.REFUSED, "not the peer that was sought")
             raise

@@ -20,6 +20,10 @@ from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketPacer, QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 from cryptography import x509
+from cryptography.hazmat.backends import default_backend
+
+# The TLS engine imports it with the first connection, when no descriptor may be left to do so.
+default_backend()
 
 STREAM_WINDOW_BYTES = 8 << 20  # above the credit of resume.py, which is what really holds a peer
 LINK_WINDOW_BYTES = 8 << 20  # over all streams: what a link can make us hold
@@ -145,8 +149,9 @@ def has_started(quic: QuicConnection) -> bool:
 
 
 def can_send(quic: QuicConnection) -> bool:
-    """Polling a server connection before its first datagram raises."""
-    return bool(quic._network_paths)
+    """Polling a server connection before its first datagram raises, as does polling a client's
+    whose start failed."""
+    return bool(quic._network_paths) and bool(quic._cryptos)
 
 
 def closing(quic: QuicConnection) -> tuple[ConnectionTerminated, bool] | None:

@@ -11,11 +11,23 @@ Rules:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tunnels.credit import Pool, ReceiveWindow, SendWindow
 from tunnels.errors import BadFrame
-from tunnels.frames import Ack, Data, End, Record, Reset, ResetCode, Stop, encode, encode_data
+from tunnels.frames import (
+    Ack,
+    Data,
+    End,
+    Record,
+    Reset,
+    ResetCode,
+    Stop,
+    data_head,
+    encode,
+    encode_data,
+)
 
 
 @dataclass(frozen=True)
@@ -43,10 +55,12 @@ class StreamState:
     ) -> None:
         self._send = SendWindow(send_limit, keeping)
         self._window = window or ReceiveWindow()
-        self._kept: deque[tuple[int, bytes]] = deque()
+        self._kept: deque[tuple[int, bytes | memoryview]] = deque()
         self._arrived = bytearray()
         self._received = 0
         self._outgoing: list[bytes] = []
+        self._ack_is_last = False  # in `_outgoing`
+        self.sink: Callable[[bytes | memoryview], None] | None = None  # takes what arrives
         self.attached = True
         self.ended = False  # the user, or the other side's STOP, ended our direction
         self.end_acked = False
@@ -63,17 +77,34 @@ class StreamState:
         return 0 if self.ended or self.failure else self._send.available_bytes
 
     @property
+    def sent_bytes(self) -> int:
+        """All that was sent so far."""
+        return self._send.sent
+
+    @property
+    def acked_bytes(self) -> int:
+        """What the other side is known to have of that."""
+        return self._send.acked
+
+    @property
     def kept_bytes(self) -> int:
         """Sent, not acknowledged, therefore kept."""
         return sum(len(data) for _, data in self._kept)
 
     def send(self, data: bytes) -> None:
         """Send up to `sendable_bytes` (and at most a DATA record's worth)."""
+        head = self.keep(data)
+        if self.attached:
+            self._outgoing.append(head + data)
+            self._ack_is_last = False
+
+    def keep(self, data: bytes | memoryview) -> bytes:
+        """`send` for an owner that writes to the channel itself: the head of the DATA record, to
+        be followed by `data`, which must not change until it is acknowledged."""
         offset = self._send.sent
         self._send.spend(len(data))
         self._kept.append((offset, data))
-        if self.attached:
-            self._outgoing.append(encode_data(offset, data))
+        return data_head(offset, len(data))
 
     def end(self) -> None:
         """No byte follows. Ending twice is ending once."""
@@ -115,6 +146,10 @@ class StreamState:
     def received_bytes(self) -> int:
         """All that arrived so far, taken by the user or not."""
         return self._received
+
+    def consumed(self, count: int) -> None:
+        """The user has taken `count` bytes that went to `sink`; opens the window."""
+        self._consume(count)
 
     def release(self) -> None:
         """The stream is over: its part of the session's pools is for others."""
@@ -177,6 +212,7 @@ class StreamState:
         for offset, data in self._kept:
             skip = max(0, position.received - offset)
             self._outgoing.append(encode_data(offset + skip, data[skip:]))
+            self._ack_is_last = False
         if self.ended and not self.end_acked:
             self._emit(End(self._send.sent))
         if self.stopped and not self.peer_ended:
@@ -192,7 +228,10 @@ class StreamState:
         self._received = end
         if self.stopped:
             return  # STOP is on its way: no credit, no copy
-        self._arrived += data.payload
+        if self.sink is not None and not self._arrived:
+            self.sink(data.payload)
+        else:
+            self._arrived += data.payload
         if self._window.ack_due(self._received):
             self._emit(self.position)
 
@@ -230,5 +269,12 @@ class StreamState:
         self._outgoing.clear()
 
     def _emit(self, record: Record) -> None:
-        if self.attached:
-            self._outgoing.append(encode(record))
+        if not self.attached:
+            return
+        if isinstance(record, Ack):
+            if self._ack_is_last and self._outgoing:
+                self._outgoing.pop()  # the newer says it all
+            self._ack_is_last = True
+        else:
+            self._ack_is_last = False
+        self._outgoing.append(encode(record))

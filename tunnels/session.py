@@ -33,7 +33,7 @@ from tunnels.frames import (
 )
 from tunnels.handshake import Role
 from tunnels.heartbeat import Heartbeat
-from tunnels.link import LINK_KINDS, Channel, CloseCode, Link, ProvenLink
+from tunnels.link import Channel, CloseCode, Link, ProvenLink
 from tunnels.opening import first_records, hear_header, refuse
 from tunnels.peer import PeerId
 from tunnels.resume import StreamState
@@ -95,6 +95,7 @@ class Session:
         self._next_number = 0
         self._past_bytes_in = 0
         self._past_bytes_out = 0
+        self._links_changed = trio.lowlevel.ParkingLot()
         self._streams_changed = trio.lowlevel.ParkingLot()
         self._receiving = Pool()
         self._keeping = Pool()
@@ -176,9 +177,10 @@ class Session:
         return min(self._links, key=self._preference).link
 
     def _preference(self, proven: ProvenLink) -> tuple[int, bool]:
-        dialled_here = proven.link.role is Role.DIALLER
+        link = proven.link
+        dialled_here = link.role is Role.DIALLER
         lower_is_me = self._setup.me < self.peer
-        return LINK_KINDS[proven.link.kind].rank, dialled_here != lower_is_me
+        return link.rank, dialled_here != lower_is_me
 
     def add_link(self, proven: ProvenLink) -> None:
         """Take a proven link of this peer and epoch into use."""
@@ -190,6 +192,15 @@ class Session:
             proven.link.share.welcome(self.peer)
         self._beats[proven.link] = Heartbeat(proven, self._setup.dead_after_s)
         self._spawn(self._run_link, proven)
+        self._links_changed.unpark_all()
+        for stream in self._streams.values():
+            if stream.opened_here:
+                self._spawn(self._improve, stream)
+
+    async def wait_links_changed(self) -> None:
+        """Until a link is added, or lost, or the session has ended."""
+        if not self.closed.is_set():
+            await self._links_changed.park()
 
     async def _run_link(self, proven: ProvenLink) -> None:
         link = proven.link
@@ -209,6 +220,7 @@ class Session:
         del self._beats[link]
         self._past_bytes_in += link.bytes_in
         self._past_bytes_out += link.bytes_out
+        self._links_changed.unpark_all()
         closure = link.closure
         assert closure is not None
         over = closure.by_peer and closure.code is CloseCode.SESSION_OVER
@@ -227,6 +239,7 @@ class Session:
             stream.lose(f"the session with {self.peer.short} ended: {reason}")
         self._streams.clear()
         self._streams_changed.unpark_all()
+        self._links_changed.unpark_all()
         self._setup.on_end(self)
 
     # --- streams ------------------------------------------------------------------------
@@ -298,15 +311,33 @@ class Session:
             except BadFrame as error:
                 self._protocol_error(error)
             if stream.finished or stream.channel is not channel:
+                if (unused := stream.take_next_channel()) is not None:
+                    unused.reset()
                 return  # done, or another task carries it
             stream.detach()
             if not stream.opened_here:
                 await self._await_resume(stream)
                 return
             moved = await self._move(stream)
+            channel.reset()  # of use to nobody now, even where it still stands
             if moved is None:
                 return
             channel, decoder = moved
+
+    async def _improve(self, stream: Stream) -> None:
+        """Take a stream that we opened to a better link than its own. What it has now is given up
+        only once there is a channel."""
+        before, best = stream.channel, self.best_link
+        if before is None or best is None or before.link.rank <= best.rank or stream.lingering:
+            return
+        try:
+            channel = await best.open_channel()
+        except LinkClosed:
+            return
+        if stream.channel is before and not stream.finished and best is self.best_link:
+            stream.reroute(channel)
+        else:
+            channel.reset()
 
     async def _await_resume(self, stream: Stream) -> None:
         with trio.move_on_after(RESUME_WITHIN_S):
@@ -319,7 +350,7 @@ class Session:
         with trio.move_on_after(RESUME_WITHIN_S):
             while not self.closed.is_set():
                 try:
-                    channel = await self._open_channel()
+                    channel = stream.take_next_channel() or await self._open_channel()
                     position = stream.position
                     channel.send(encode(Resume(stream.number, position.received, position.limit)))
                     records, decoder = await first_records(channel)

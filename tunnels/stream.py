@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import trio
 
@@ -17,6 +18,14 @@ from tunnels.resume import Failure, StreamState
 
 RECEIVE_BYTES = 256 << 10  # receive_some without a size
 ASK_AGAIN_S = 0.5  # what a link in debt owes may be paid sooner, by the rate it shares
+
+
+class Carrier(Protocol):
+    """Carries a stream by itself, over channels that it can use (splice.py)."""
+
+    async def ride(self, channel: Channel, decoder: RecordDecoder) -> bool: ...
+
+    def halt(self) -> None: ...
 
 
 class Stream(trio.abc.HalfCloseableStream):
@@ -49,6 +58,9 @@ class Stream(trio.abc.HalfCloseableStream):
         self._closed = False
         self._sending = False
         self._receiving = False
+        self._next_channel: Channel | None = None
+        self._carrier: Carrier | None = None
+        self._reading: trio.CancelScope | None = None
         self._readers = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
 
@@ -148,6 +160,7 @@ class Stream(trio.abc.HalfCloseableStream):
         """End both directions: what was sent still arrives, what was not read is dropped."""
         if not self._closed:
             self._closed = True
+            self._halt()
             self._state.end()
             self._state.stop()
             self._flush()
@@ -161,6 +174,7 @@ class Stream(trio.abc.HalfCloseableStream):
         self.fail(ResetCode.FAILED, reason)
 
     def fail(self, code: ResetCode, reason: str) -> None:
+        self._halt()
         self._state.reset(code, clip_reason(reason))
         self._flush()
         self._wake()
@@ -176,6 +190,56 @@ class Stream(trio.abc.HalfCloseableStream):
         failure = self._state.failure
         if failure is not None:
             raise _error_of(failure)
+
+    def reroute(self, channel: Channel) -> None:
+        """Stop reading the channel in use: the stream is to go on over this one."""
+        if self._next_channel is not None:
+            self._next_channel.reset()
+        self._next_channel = channel
+        self._halt()
+        self._stop_reading()
+
+    def take_next_channel(self) -> Channel | None:
+        channel, self._next_channel = self._next_channel, None
+        return channel
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+
+    # --- carried by others --------------------------------------------------------------
+
+    def board(self, carrier: Carrier) -> None:
+        """From now on `carrier` alone uses this stream; it is offered each channel."""
+        self._carrier = carrier
+        self._stop_reading()
+
+    def disembark(self) -> None:
+        self._halt()
+        self._carrier = None
+
+    def _halt(self) -> None:
+        """Before anything is done to the state that a thread may be busy with."""
+        if self._carrier is not None:
+            self._carrier.halt()
+
+    @property
+    def state(self) -> StreamState:
+        return self._state
+
+    @property
+    def sendable_bytes(self) -> int:
+        return self._state.sendable_bytes
+
+    def send_now(self, data: bytes) -> None:
+        """Up to `sendable_bytes`, without waiting."""
+        for start in range(0, len(data), MAX_DATA_BYTES):
+            self._state.send(data[start : start + MAX_DATA_BYTES])
+        self._flush()
+
+    def end_now(self) -> None:
+        self._state.end()
+        self._flush()
 
     # --- the channel below --------------------------------------------------------------
 
@@ -206,6 +270,7 @@ class Stream(trio.abc.HalfCloseableStream):
 
     def attach(self, channel: Channel, position: Ack | None = None) -> None:
         """Use `channel`; `position` is the other side's when the stream is being resumed."""
+        self._halt()
         self._channel = channel
         if position is not None:
             self._state.reattach(position)
@@ -214,21 +279,29 @@ class Stream(trio.abc.HalfCloseableStream):
         self._wake()
 
     def detach(self) -> None:
+        self._halt()
         self._channel = None
         self._state.detach()
         self.reattached = trio.Event()
         self._writers.unpark_all()
 
     async def read_channel(self, channel: Channel, decoder: RecordDecoder) -> None:
-        """Take records until the channel ends or another has taken its place.
+        """Take records until the channel ends, or another has taken or is to take its place.
 
         Raises LinkClosed, BadFrame.
         """
-        while self._channel is channel:
+        while self._channel is channel and self._next_channel is None:
             if self.finished:
                 await drain(channel)
                 return
-            data = await channel.receive()
+            if self._carrier is not None and await self._carrier.ride(channel, decoder):
+                self._flush()
+                self._wake()
+                continue
+            with trio.CancelScope() as self._reading:
+                data = await channel.receive()
+            if self._reading.cancelled_caught:
+                continue
             if not data or self._channel is not channel:
                 return
             began_s, before = time.thread_time(), self._state.received_bytes
@@ -240,6 +313,7 @@ class Stream(trio.abc.HalfCloseableStream):
                 await trio.sleep(min(wait_s, ASK_AGAIN_S))
 
     def take_records(self, records: list[Record]) -> None:
+        self._halt()
         for record in records:
             self._state.receive(record)
         self._flush()

@@ -1,7 +1,4 @@
-"""The node's one UDP socket, and the seam where a fake network slots in.
-
-`DatagramSocket` and `Network` are all that the rest of the package knows of the network below;
-tests implement them in memory (tests/lab).
+"""The node's one UDP socket. The rest of the package knows the protocol `DatagramSocket` only.
 
 On Linux, runs of equal datagrams leave in one system call (UDP_SEGMENT) and arrive in one
 (UDP_GRO), and ICMP errors are read from the error queue (IP_RECVERR; see ip(7), udp(7)): they
@@ -13,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
-import os
 import socket
 import struct
 import sys
@@ -22,13 +17,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import psutil
 import trio
 
-from tunnels.errors import ListenFailed
-from tunnels.peer import format_address
+from tunnels.binding import Address, bound_socket, plain_host, reason_of
 
-Address = tuple[str, int]  # an IP literal without zone, v4 never in mapped form; port
 Unreachable = Callable[[Address, str], None]
 
 SOCKET_BUFFER_BYTES = 4 << 20
@@ -68,30 +60,9 @@ class DatagramSocket(Protocol):
     def close(self) -> None: ...
 
 
-class Network(Protocol):
-    def bind(self, host: str | None, port: int) -> DatagramSocket:
-        """Raises ListenFailed."""
-
-    def interface_addresses(self) -> list[str]:
-        """This machine's own addresses, loopback included, link-local left out."""
-
-
-class HostNetwork:
-    """The network of this machine."""
-
-    def bind(self, host: str | None, port: int) -> DatagramSocket:
-        return UdpSocket(_bound_socket(host, port))
-
-    def interface_addresses(self) -> list[str]:
-        found: list[str] = []
-        for addresses in psutil.net_if_addrs().values():
-            for entry in addresses:
-                if entry.family not in (socket.AF_INET, socket.AF_INET6):
-                    continue
-                ip = ipaddress.ip_address(entry.address.partition("%")[0])
-                if not ip.is_link_local and str(ip) not in found:
-                    found.append(str(ip))
-        return found
+def bind(host: str | None, port: int) -> DatagramSocket:
+    """A socket of this machine; host None: every interface. Raises ListenFailed."""
+    return UdpSocket(bound_socket(host, port, socket.SOCK_DGRAM))
 
 
 class UdpSocket:
@@ -124,7 +95,7 @@ class UdpSocket:
     @property
     def local(self) -> Address:
         host, port = self._socket.getsockname()[:2]
-        return _plain(host), port
+        return plain_host(host), port
 
     def close(self) -> None:
         if not self._closed:
@@ -181,7 +152,7 @@ class UdpSocket:
             for datagram in run:
                 self._send_run([datagram], to)
         elif self.on_unreachable is not None:
-            self.on_unreachable(to, _reason(error.errno))
+            self.on_unreachable(to, reason_of(error.errno))
 
     # --- receiving ----------------------------------------------------------------------
 
@@ -206,7 +177,7 @@ class UdpSocket:
             except OSError:
                 self._drain_errors()  # an ICMP error, not the end of the socket
                 break
-            address = (_plain(sender[0]), sender[1])
+            address = (plain_host(sender[0]), sender[1])
             size = _segment_bytes(ancillary) or len(data)
             if size == len(data):
                 batch.append((data, address))
@@ -226,75 +197,7 @@ class UdpSocket:
                 if kind in (_IP_RECVERR, _IPV6_RECVERR) and self.on_unreachable and target:
                     code = _EXTENDED_ERROR.unpack_from(content)[0]
                     if code != errno.EMSGSIZE:
-                        self.on_unreachable((_plain(target[0]), target[1]), _reason(code))
-
-
-def _bound_socket(host: str | None, port: int) -> socket.socket:
-    if host is None:
-        with contextlib.suppress(_NoIPv6):
-            return _dual_stack_socket(port)
-        host = "0.0.0.0"  # noqa: S104 - every interface is what None asks for
-    try:
-        version = ipaddress.ip_address(host).version
-    except ValueError as error:
-        raise ListenFailed(f"cannot listen on {host!r}: give an IP address") from error
-    family = socket.AF_INET6 if version == 6 else socket.AF_INET
-    sock = None
-    try:
-        sock = socket.socket(family, socket.SOCK_DGRAM)
-        sock.bind((host, port))
-    except OSError as error:
-        if sock is not None:
-            sock.close()
-        raise _listen_failed(host, port, error) from error
-    return sock
-
-
-class _NoIPv6(Exception):
-    pass
-
-
-def _dual_stack_socket(port: int) -> socket.socket:
-    try:
-        sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-    except OSError as error:
-        raise _NoIPv6 from error
-    try:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.bind(("::", port))
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRINUSE:
-            raise _listen_failed("::", port, error) from error
-        raise _NoIPv6 from error
-    return sock
-
-
-def _listen_failed(host: str, port: int, error: OSError) -> ListenFailed:
-    where = format_address(host, port)
-    if error.errno == errno.EADDRINUSE:
-        return ListenFailed(
-            f"cannot listen on UDP {where}: the port is in use; choose another, or 0 for any"
-        )
-    if error.errno == errno.EADDRNOTAVAIL:
-        return ListenFailed(
-            f"cannot listen on UDP {where}: this machine has no such address; choose one of its own"
-        )
-    return ListenFailed(f"cannot listen on UDP {where}: {_reason(error.errno)}")
-
-
-def _reason(code: int | None) -> str:
-    if code == errno.ECONNREFUSED:
-        return "refused: no node listens on that port"
-    if code == errno.EINVAL:
-        return "it cannot be reached from the address this node listens on"
-    return os.strerror(code or 0).lower()
-
-
-def _plain(host: str) -> str:
-    if host.startswith("::ffff:") and "." in host:
-        return host[7:]
-    return host.partition("%")[0]
+                        self.on_unreachable((plain_host(target[0]), target[1]), reason_of(code))
 
 
 def _segment_bytes(ancillary: list[tuple[int, int, bytes]]) -> int:

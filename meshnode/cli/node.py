@@ -26,11 +26,13 @@ from meshnode.config import (
     Split,
     parse_address,
     parse_size,
+    parse_transports,
 )
 from meshnode.engine.children import PARENT_FD_VARIABLE
 from meshnode.errors import UsageError
 from meshnode.node import Node
 from meshnode.state import Home, default_home
+from tunnels.link import LINK_KINDS
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -43,6 +45,7 @@ def _node_options(command: _Command) -> _Command:
         home_option,
         click.option("--name", help="What other nodes call this one (default: the host's name)."),
         click.option("--listen", default=None, help="HOST:PORT for peers (default: any, stable)."),
+        click.option("--transport", default="auto", help="Links to use, like tcp,quic (auto)."),
         click.option("--threads", type=click.IntRange(1), help="CPU threads of the engine."),
         click.option("--device", help="Devices to lend, by name, with commas between."),
         click.option("--memory", help="Memory to lend at most, like 12G."),
@@ -138,6 +141,7 @@ def _node_config(
         home=options["home"],
         name=options["name"],
         listen=parse_address(listen, what="--listen") if listen else None,
+        transports=parse_transports(options["transport"], LINK_KINDS),
         joins=joins,
         model_folders=options["models"],
     )

@@ -1,4 +1,5 @@
-"""`./just bench`: the committed benchmark, in one run, with its machine."""
+"""`./just bench`: the committed benchmark, in one run, with its machine. `./just bench tunnels`:
+what tunnels cost."""
 
 from __future__ import annotations
 
@@ -16,18 +17,22 @@ from meshnode.cli.engine import build_showing_progress
 from meshnode.engine.build import BuildOptions
 from tests.bench.first_light import LAYERS, Bench, Case, bench_model, run_bench, table
 from tests.bench.sandbox_speed import run_pairs
+from tests.bench.tunnels import tunnels
 
 RESULT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 PAIRS_A_ROUND = 4
 BEGIN, END = "<!-- result -->", "<!-- end of result -->"
 
 
-@click.command()
+@click.group(invoke_without_command=True)
+@click.pass_context
 @click.option("--rounds", type=click.IntRange(1), default=5)
 @click.option("--tokens", type=click.IntRange(8), default=64)
 @click.option("--write", is_flag=True, help="Put the result into docs/benchmarks.md.")
-def main(rounds: int, tokens: int, write: bool) -> None:
-    """Alone, stock RPC over TCP, mesh over QUIC."""
+def main(context: click.Context, rounds: int, tokens: int, write: bool) -> None:
+    """Alone, stock RPC over TCP, mesh over the link it chooses; or one of the commands."""
+    if context.invoked_subcommand is not None:
+        return
     engine = build_showing_progress(BuildOptions())
     stock = build_showing_progress(BuildOptions(stock=True))
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as name:
@@ -43,6 +48,9 @@ def main(rounds: int, tokens: int, write: bool) -> None:
         before, _, rest = RESULT.read_text().partition(BEGIN)
         after = rest.partition(END)[2]
         RESULT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+main.add_command(tunnels)
 
 
 def report(cases: tuple[Case, ...], rounds: int, tokens: int, size_mb: float) -> str:

@@ -20,10 +20,12 @@ from aioquic.quic.connection import QuicConnection
 
 from tunnels import Candidate, Endpoint, Identity, PeerId, Session, TunnelError
 from tunnels.allowance import Bucket, Rate
+from tunnels.binding import Address
 from tunnels.frames import Ack, Open, Ping, encode, encode_data
 from tunnels.link import Channel
+from tunnels.network import HostNetwork
 from tunnels.quic_transport import QuicTransport
-from tunnels.udp import Address, DatagramSocket, HostNetwork, Unreachable
+from tunnels.udp import DatagramSocket, Unreachable
 
 UPLINK_BITS_PER_S = 20e6
 HEADER_BYTES = 28  # IPv4 and UDP

@@ -1,6 +1,6 @@
-"""Load time and speed: alone, with stock RPC over TCP, with mesh over QUIC, in one run.
+"""Load time and speed: alone, with stock RPC over TCP, with mesh over its links, in one run.
 
-The three take turns, round by round, so that a drift of the machine's speed hits them alike; each
+They take turns, round by round, so that a drift of the machine's speed hits them alike; each
 figure is the median over the rounds. One thread per engine process. Half of the layers and the
 output are on the second process in both distributed cases.
 """
@@ -24,6 +24,7 @@ from meshnode.engine.children import child_environment, open_child
 from meshnode.engine.llama_server import LlamaServerOptions, open_llama_server
 from tests.engine.synthetic import make_model
 
+LINKS = ("quic", "tcp")
 LAYERS = 16
 LOCAL_LAYERS = 8
 REMOTE_LAYERS = LAYERS - LOCAL_LAYERS + 1  # with the output
@@ -73,13 +74,14 @@ def bench_model(folder: Path) -> Path:
 
 
 async def run_bench(bench: Bench, say: Callable[[str], None]) -> tuple[Case, ...]:
-    cases: dict[str, list[Round]] = {"alone": [], "stock RPC, TCP": [], "mesh, QUIC": []}
+    cases: dict[str, list[Round]] = {"alone": [], "stock RPC, TCP": []}
+    cases |= {f"mesh, {kind}": [] for kind in LINKS}
     async with _worker(bench) as token:
         for number in range(bench.rounds + 1):
             for name, run in (
                 ("alone", _alone(bench)),
                 ("stock RPC, TCP", _stock(bench)),
-                ("mesh, QUIC", _mesh(bench, token)),
+                *((f"mesh, {kind}", _mesh(bench, token, kind)) for kind in LINKS),
             ):
                 result = await run
                 warm = "" if number else " (warm-up, not counted)"
@@ -128,10 +130,20 @@ async def _worker(bench: Bench) -> AsyncIterator[Path]:
         yield write_token(bench.folder / "token", token)
 
 
-async def _mesh(bench: Bench, token: Path) -> Round:
+async def _mesh(bench: Bench, token: Path, kind: str) -> Round:
     started = time.perf_counter()
     async with open_node(
-        *("serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--threads", "1"),
+        *(
+            "serve",
+            "--transport",
+            kind,
+            "--listen",
+            "127.0.0.1:0",
+            "--http",
+            "127.0.0.1:0",
+            "--threads",
+            "1",
+        ),
         *("--model", str(bench.model), "--ctx", str(CTX_TOKENS), "--join-file", str(token)),
         *("--layers", f"local=0:{LOCAL_LAYERS - 1},worker={LOCAL_LAYERS}:output"),
         name="orchestrator",
@@ -212,7 +224,7 @@ async def _until_listening(port: int) -> None:
 
 def table(cases: tuple[Case, ...]) -> str:
     """Markdown: one row a case, ratios against alone and against stock RPC."""
-    alone, stock, _mesh_case = cases
+    alone, stock = cases[:2]
     lines = [
         "| case | load, s | load vs stock RPC | tok/s | vs alone | vs stock RPC |",
         "|---|---|---|---|---|---|",

@@ -26,7 +26,7 @@ from meshnode.state import Home
 from tests.bench.attackers import Target
 from tunnels import Endpoint, PeerId, Session, Stream
 from tunnels.gate import ASK, TALK
-from tunnels.udp import HostNetwork
+from tunnels.network import HostNetwork
 
 ENGINE_KEY = "flooded"
 LENT_BYTES = 1 << 30

@@ -63,7 +63,21 @@ async def test_the_worker_invites_and_no_weight_crosses(world: World, small_mode
     assert load["sent_bytes"] == 0
     assert load["local_bytes"] > 0
     assert {share["node"] for share in status["layers"]} == {"local", "worker"}
-    assert [peer["link"] for peer in status["peers"]] == ["quic"]
+    assert [peer["link"] for peer in status["peers"]] == ["tcp"], "the fastest between the two"
+
+
+@pytest.mark.parametrize("transport", ["tcp", "quic"])
+async def test_one_kind_of_link_is_enough(transport: str, world: World, small_model: Path) -> None:
+    expected = await alone(world, small_model)
+    only = ("--transport", transport)
+    async with world.worker("--models", str(small_model.parent), *only) as worker:
+        joins = ("--join-file", str(await world.join_file(worker)))
+        arguments = ("--model", str(small_model), "--split", "always", *joins, *only)
+        async with world.serve(*arguments) as node:
+            url = await url_of(node)
+            assert await greedy_tokens(url) == expected
+            status = await status_of(url)
+    assert [peer["link"] for peer in status["peers"]] == [transport]
 
 
 async def test_the_orchestrator_invites_and_serves_once_a_worker_has_come(

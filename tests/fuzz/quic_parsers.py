@@ -30,10 +30,11 @@ from tests.fuzz.mutation import SealedFormat
 from tests.fuzz.parser import REJECTED, Parser, check
 from tests.fuzz.tunnels_parsers import US
 from tunnels import quic_tuning as tuning
+from tunnels.allowance import Budget
+from tunnels.binding import Address
 from tunnels.door import Door
 from tunnels.link import Link
 from tunnels.quic_transport import ALPN, CID_BYTES, QUIC_VERSION, QuicTransport
-from tunnels.udp import Address
 
 STRANGER: Address = ("192.0.2.77", 4242)
 CID, THEIR_CID = b"c" * CID_BYTES, b"t" * CID_BYTES
@@ -73,6 +74,7 @@ def _transport() -> tuple[QuicTransport, SilentSocket]:
     transport = QuicTransport(
         *(US, cast(Any, socket), cast(trio.Nursery, NoNursery()), _never_accepted),
         lambda: ["192.0.2.1"],
+        Budget(trio.current_time()),
     )
     return transport, socket
 

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.fuzz.parser import REJECTED, Parser, check, text_of
 from tests.fuzz.script import Script, scratch_file
+from tunnels import tcp_wire
 from tunnels.credit import MAX_WINDOW_BYTES
 from tunnels.dial import AddressPolicy
 from tunnels.errors import BadFrame, HandshakeFailed, IdentityError
@@ -105,9 +106,37 @@ def _joined(records: Sequence[Record]) -> list[Record | tuple[int, bytes]]:
         if not isinstance(record, Data):
             found.append(record)
         elif isinstance(last, tuple) and last[0] + len(last[1]) == record.offset:
-            found[-1] = (last[0], last[1] + record.payload)
+            found[-1] = (last[0], last[1] + bytes(record.payload))
         else:
-            found.append((record.offset, record.payload))
+            found.append((record.offset, bytes(record.payload)))
+    return found
+
+
+# --- the connections of a tcp link --------------------------------------------------------------
+
+
+LINK_MESSAGES: tuple[tcp_wire.Message, ...] = (
+    *(tcp_wire.Begin(), tcp_wire.Join(b"l" * 16, 4, b"p" * 32), tcp_wire.Control(b"some bytes")),
+    *(tcp_wire.Secret(b"l" * 16, b"s" * 32), tcp_wire.Dial(7), tcp_wire.Close(1, "enough")),
+)
+
+
+def run_link_messages(data: bytes) -> list[tcp_wire.Message]:
+    whole, halves = tcp_wire.MessageDecoder(), tcp_wire.MessageDecoder()
+    messages = _messages(whole, [data])
+    pieces = _messages(halves, [data[: len(data) // 2], data[len(data) // 2 :]])
+    check(pieces == messages, "messages do not depend on how they are cut")
+    again = _messages(tcp_wire.MessageDecoder(), list(map(tcp_wire.encode, messages)))
+    check(again == messages, "a message reads back")
+    return messages
+
+
+def _messages(decoder: tcp_wire.MessageDecoder, pieces: list[bytes]) -> list[tcp_wire.Message]:
+    found = []
+    for piece in pieces:
+        decoder.feed(piece)
+        while (message := decoder.next_untrusted()) is not None:
+            found.append(message)
     return found
 
 
@@ -267,6 +296,11 @@ PARSERS = (
         run_candidate,
     ),
     Parser("records", (BadFrame,), lambda: list(map(encode, RECORDS)), run_records),
+    Parser(
+        *("tcp link messages", (BadFrame,)),
+        lambda: list(map(tcp_wire.encode, LINK_MESSAGES)),
+        run_link_messages,
+    ),
     Parser("handshake", (BadFrame, HandshakeFailed), handshake_seeds, run_handshake),
     Parser(
         "stream: resume and credit", (BadFrame,), stream_seeds, run_stream, memory_bytes=32 << 20

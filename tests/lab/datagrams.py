@@ -1,4 +1,6 @@
-"""Fake worlds of datagrams: hosts with addresses, and a network between them that misbehaves.
+"""Fake worlds: hosts with addresses, and a network between them that misbehaves.
+
+Datagrams are here, TCP connections in connections.py.
 
 Everything is in memory and moves with trio's clock; under a MockClock a minute of bad weather
 takes as long as its arithmetic. The dice are seeded: the same world drops the same datagrams.
@@ -8,13 +10,17 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
+from tests.lab.connections import FakeListener, connect
+from tunnels.binding import Address
 from tunnels.errors import ListenFailed
-from tunnels.udp import Address, Unreachable
+from tunnels.tcp_socket import ByteSocket, Listener
+from tunnels.udp import Unreachable
 
 QUEUE_DATAGRAMS = 4096  # of a socket; beyond, the newest are lost, as in a kernel
 
@@ -37,9 +43,7 @@ class Weather:
 class _Flight:
     lands_at_s: float
     number: int
-    datagram: bytes = field(compare=False)
-    sender: Address = field(compare=False)
-    target: Address = field(compare=False)
+    land: Callable[[], None] = field(compare=False)
 
 
 class World:
@@ -53,10 +57,14 @@ class World:
         self.refusing: set[Address] = set()  # ports that answer with an ICMP error
         self.log: list[tuple[Address, bytes]] = []  # (target, datagram) when `record` is set
         self.record = False
-        self._dice = random.Random(seed)
+        self.tcp_blocked = False  # as by a firewall that drops what would begin a connection
+        self.unplugged: set[str] = set()  # hosts
+        self.listeners: dict[Address, FakeListener] = {}
+        self.dice = random.Random(seed)
         self._sockets: dict[Address, FakeSocket] = {}
         self._flights: list[_Flight] = []
         self._departed = trio.Event()
+        self._number = 0
         self._next_port = 40000
 
     def host(self, *addresses: str) -> FakeHost:
@@ -70,7 +78,13 @@ class World:
                 await self._departed.wait()
             self._departed = trio.Event()
             while self._flights and self._flights[0].lands_at_s <= trio.current_time():
-                self._land(heapq.heappop(self._flights))
+                heapq.heappop(self._flights).land()
+
+    def later(self, at_s: float, land: Callable[[], None]) -> None:
+        """Do something when the time has come; what was said first is done first."""
+        self._number += 1
+        heapq.heappush(self._flights, _Flight(at_s, self._number, land))
+        self._departed.set()
 
     def inject(self, datagram: bytes, sender: Address, target: Address) -> None:
         """A datagram out of nowhere, at once."""
@@ -86,53 +100,64 @@ class World:
             if socket is not None and socket.on_unreachable is not None:
                 socket.on_unreachable(target, "refused: no node listens on that port")
             return
-        copies = 2 if self._dice.random() < self.weather.duplication else 1
+        copies = 2 if self.dice.random() < self.weather.duplication else 1
         for _ in range(copies):
-            if self._dice.random() < self.weather.loss:
+            if self.dice.random() < self.weather.loss:
                 self.lost += 1
                 continue
-            takes_s = self.weather.delay_s + self._dice.random() * self.weather.jitter_s
-            flight = _Flight(trio.current_time() + takes_s, self.sent, datagram, sender, target)
-            heapq.heappush(self._flights, flight)
-        self._departed.set()
+            takes_s = self.weather.delay_s + self.dice.random() * self.weather.jitter_s
+            self.later(trio.current_time() + takes_s, partial(self._land, datagram, sender, target))
 
     def bind(self, address: Address) -> FakeSocket:
         host, port = address
-        if not port:
-            self._next_port += 1
-            port = self._next_port
+        port = port or self.free_port()
         if (host, port) in self._sockets:
             raise ListenFailed(f"cannot listen on UDP {host}:{port}: the port is in use")
         socket = self._sockets[host, port] = FakeSocket(self, (host, port))
         return socket
+
+    def free_port(self) -> int:
+        self._next_port += 1
+        return self._next_port
 
     def unbind(self, address: Address) -> None:
         self._sockets.pop(address, None)
 
     def unplug(self, host: str) -> None:
         """The machine is gone: nothing reaches it, nothing leaves it."""
+        self.unplugged.add(host)
         for address in [one for one in self._sockets if one[0] == host]:
             self._sockets.pop(address).unplugged = True
 
-    def _land(self, flight: _Flight) -> None:
+    def _land(self, datagram: bytes, sender: Address, target: Address) -> None:
         if self.cut:
             self.lost += 1
-        elif (socket := self._sockets.get(flight.target)) is not None:
-            socket.arrive(flight.datagram, flight.sender)
+        elif (socket := self._sockets.get(target)) is not None:
+            socket.arrive(datagram, sender)
 
 
 @dataclass
 class FakeHost:
-    """One machine: a tunnels.udp.Network."""
+    """One machine: a tunnels.network.Network. near: hosts beginning so are on its LAN."""
 
     world: World
     addresses: list[str]
+    near: str | None = None
 
     def bind(self, host: str | None, port: int) -> FakeSocket:
         return self.world.bind((host or self.addresses[0], port))
 
+    def listen(self, host: str | None, port: int) -> Listener:
+        return FakeListener(self.world, (host or self.addresses[0], port))
+
+    async def connect(self, to: Address) -> ByteSocket:
+        return await connect(self.world, self.addresses[0], to)
+
     def interface_addresses(self) -> list[str]:
         return list(self.addresses)
+
+    def is_near(self, host: str) -> bool:
+        return self.near is not None and host.startswith(self.near)
 
 
 class FakeSocket:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.lab.datagrams import FakeHost, Weather, World
 from tunnels import Endpoint, Identity, PeerId, Session, Stream
 
+KINDS: Collection[str] = ("quic",)  # of links between `two_nodes`; a fixture sets it
 PATIENCE_S = 300.0  # of fake time: pings would keep a world that waits in vain alive for ever
 
 
@@ -85,18 +86,28 @@ async def start_node(
 
 @asynccontextmanager
 async def two_nodes(
-    weather: Weather | None = None, seed: int = 0, dead_after_s: float = 10.0
+    weather: Weather | None = None,
+    seed: int = 0,
+    dead_after_s: float = 10.0,
 ) -> AsyncIterator[Pair]:
-    """alice at 11.0.0.1 and bob at 11.0.0.2, in one world."""
+    """alice at 11.0.0.1 and bob at 11.0.0.2, in one world, with links of the KINDS."""
     with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             world = World(weather, seed)
             nursery.start_soon(world.run)
             alice = await start_node(
-                nursery, world.host("11.0.0.1"), "alice", dead_after_s=dead_after_s
+                nursery,
+                world.host("11.0.0.1"),
+                "alice",
+                dead_after_s=dead_after_s,
+                transports=KINDS,
             )
             bob = await start_node(
-                nursery, world.host("11.0.0.2"), "bob", dead_after_s=dead_after_s
+                nursery,
+                world.host("11.0.0.2"),
+                "bob",
+                dead_after_s=dead_after_s,
+                transports=KINDS,
             )
             yield Pair(world, alice, bob, nursery)
             nursery.cancel_scope.cancel()

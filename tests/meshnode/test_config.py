@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from meshnode.config import Address, human_bytes, parse_address, parse_duration, parse_size
+from meshnode.config import (
+    Address,
+    human_bytes,
+    parse_address,
+    parse_duration,
+    parse_size,
+    parse_transports,
+)
 from meshnode.errors import UsageError
 
 
@@ -74,3 +81,17 @@ def test_addresses_print_as_they_are_typed() -> None:
 )
 def test_bytes_print_in_units_people_know(size_bytes: int, text: str) -> None:
     assert human_bytes(size_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("auto", ()), ("tcp", ("tcp",)), (" QUIC,tcp,quic", ("quic", "tcp"))],
+)
+def test_transports_are_names_with_commas_between(text: str, names: tuple[str, ...]) -> None:
+    assert parse_transports(text, ("tcp", "quic")) == names
+
+
+@pytest.mark.parametrize("text", ["", "tcp,", "pigeon", "auto,tcp"])
+def test_transports_that_are_none_are_told_so(text: str) -> None:
+    with pytest.raises(UsageError, match="of tcp, quic; or auto"):
+        parse_transports(text, ("tcp", "quic"))

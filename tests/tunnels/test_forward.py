@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.lab import nodes
 from tests.lab.nodes import anyone, identity
 from tunnels import (
     Endpoint,
@@ -25,6 +26,7 @@ from tunnels import (
 )
 from tunnels.forward import Target
 
+pytestmark = pytest.mark.usefixtures("link_kind")
 Serve = Callable[[trio.SocketStream], Awaitable[None]]
 
 
@@ -52,8 +54,9 @@ async def joined(target: Target) -> AsyncIterator[tuple[Session, trio.Nursery]]:
     """Two endpoints on loopback; bob forwards the service "local" to `target`."""
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            alice = Endpoint(identity("alice"), authorize=anyone)
-            bob = Endpoint(identity("bob"), authorize=anyone)
+            kinds = nodes.KINDS
+            alice = Endpoint(identity("alice"), authorize=anyone, transports=kinds)
+            bob = Endpoint(identity("bob"), authorize=anyone, transports=kinds)
             bob.serve("local", partial(connect_and_splice, target=target))
             await nursery.start(alice.run, "127.0.0.1", 0)
             await nursery.start(bob.run, "127.0.0.1", 0)

@@ -24,6 +24,8 @@ from tunnels.frames import (
 from tunnels.link import Channel
 from tunnels.session import MAX_STREAMS
 
+pytestmark = pytest.mark.usefixtures("link_kind")
+
 
 async def raw_channel(session: Session) -> Channel:
     """A channel below the session's own protocol."""

@@ -26,7 +26,9 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 )
 from cryptography.hazmat.primitives.hashes import SHA256
 
+from tests.lab import nodes
 from tests.lab.nodes import Node, Pair, identity, start_node, two_nodes
+from tests.tunnels.conftest import over_quic
 from tunnels import DialFailed, Identity, PeerId, SessionUp
 from tunnels.frames import (
     VERSION,
@@ -41,6 +43,7 @@ from tunnels.handshake import Handshake, Role
 from tunnels.link import Channel, Link
 from tunnels.quic_transport import QuicTransport
 
+pytestmark = pytest.mark.usefixtures("link_kind")
 MALLORY = identity("mallory")
 
 
@@ -58,7 +61,8 @@ def transport_of(node: Node) -> QuicTransport:
 async def raw_link(pair: Pair) -> Link:
     """A link from alice's machine to bob on which nothing was said yet."""
     bob = pair.bob.endpoint
-    return await transport_of(pair.alice).dial(bob.candidates()[0], bob.peer)
+    [place] = bob.candidates()
+    return await pair.alice.endpoint._transports[place.transport].dial(place, bob.peer)
 
 
 class Conversation:
@@ -86,13 +90,13 @@ def dialler(
     *,
     label: str | None = None,
     version: int = VERSION,
-    kind: str = "quic",
+    kind: str | None = None,
     claims: PeerId | None = None,
     role: Role = Role.DIALLER,
     binding: bytes | None = None,
 ) -> Handshake:
     """An honest dialler, but for what is said otherwise."""
-    hello = Hello(version, 1 << 17, bytes(16), b"n" * 32, claims or who.peer, kind)
+    hello = Hello(version, 1 << 17, bytes(16), b"n" * 32, claims or who.peer, kind or link.kind)
     handshake = Handshake(
         Role.DIALLER,
         hello,
@@ -219,7 +223,9 @@ async def test_a_peer_cannot_pass_its_dialler_on_to_a_third(clock: object) -> No
 
 async def test_a_man_in_the_middle_shows_a_key_that_is_not_the_pinned_one(clock: object) -> None:
     async with two_nodes() as pair:
-        middle = await start_node(pair.nursery, pair.world.host("11.0.0.66"), "mallory")
+        middle = await start_node(
+            pair.nursery, pair.world.host("11.0.0.66"), "mallory", transports=nodes.KINDS
+        )
         with pytest.raises(DialFailed, match="wrong key"):
             await pair.alice.endpoint.connect(pair.bob.endpoint.peer, middle.endpoint.candidates())
         await trio.sleep(6)
@@ -235,6 +241,7 @@ class Impostor(Identity):
         self.peer = victim.peer
 
 
+@over_quic
 async def test_the_certificate_of_another_without_its_key_is_refused(clock: object) -> None:
     async with two_nodes() as pair:
         bob = pair.bob.endpoint
@@ -257,6 +264,7 @@ def empty_certificates(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(tls, "push_certificate", push_none)
 
 
+@over_quic
 async def test_no_certificate_at_all_is_refused(
     empty_certificates: Callable[[], None], clock: object
 ) -> None:
@@ -279,6 +287,7 @@ def certificate_of(key: EllipticCurvePrivateKey) -> x509.Certificate:
     )
 
 
+@over_quic
 async def test_a_certificate_with_another_kind_of_key_is_refused(clock: object) -> None:
     async with two_nodes() as pair:
         key = generate_private_key(SECP256R1())
@@ -303,6 +312,7 @@ async def test_an_address_that_leads_back_to_us_is_not_the_peer(clock: object) -
         assert alice.sessions() == []
 
 
+@over_quic
 @pytest.mark.parametrize("offered", [["h3"], ["mesh/0"], ["mesh/2", "h2"], None])
 async def test_another_protocol_on_the_same_port_is_turned_away(
     offered: list[str] | None, clock: object
@@ -324,6 +334,7 @@ async def test_another_protocol_on_the_same_port_is_turned_away(
         assert pair.bob.endpoint.sessions() == []
 
 
+@over_quic
 @pytest.mark.parametrize(
     "version", [QuicProtocolVersion.VERSION_2, QuicProtocolVersion.NEGOTIATION, 0xFF00001D]
 )
@@ -343,6 +354,7 @@ async def test_another_version_of_quic_is_not_answered(version: int, clock: obje
         assert transport_of(pair.bob)._door.half_open == 0
 
 
+@over_quic
 async def test_a_forged_version_negotiation_does_not_bring_a_dialler_down(clock: object) -> None:
     """Anyone on the way may send one; there is one version, so it is of no use to us."""
     async with two_nodes() as pair:
@@ -359,6 +371,7 @@ async def test_a_forged_version_negotiation_does_not_bring_a_dialler_down(clock:
         assert len(pair.bob.endpoint.sessions()) == 1
 
 
+@over_quic
 async def test_there_are_no_tickets_and_nothing_early_is_heard(clock: object) -> None:
     """No resumption, hence no 0-RTT: neither is offered, nor taken from who claims to have one."""
     tickets: list[tls.SessionTicket] = []

@@ -298,3 +298,30 @@ def test_much_unacknowledged_is_acknowledged_before_anyone_reads() -> None:
         one.send(bytes(ACK_EVERY_BYTES // 4))
     deliver(one, two)
     assert records_of(two) == [Ack(ACK_EVERY_BYTES, 1 << 20)]
+
+
+def test_an_owner_may_write_what_is_kept_and_take_what_arrives_by_itself() -> None:
+    one, two = end(), end()
+    pieces: list[bytes] = []
+    two.sink = lambda piece: pieces.append(bytes(piece))
+    data = bytearray(b"first")
+    head = one.keep(memoryview(data))
+    assert one.outgoing() == []
+    for record in RecordDecoder().feed_untrusted(head + data):
+        two.receive(record)
+    assert pieces == [b"first"]
+    assert two.readable_bytes == 0
+    before = two.position.limit
+    two.consumed(len(data))
+    assert two.position.limit == before + len(data)
+    rejoin(one, two)
+    settle(one, two)
+    assert (one.sent_bytes, one.acked_bytes) == (5, 5)
+    two.sink = None
+    one.send(b"second")
+    settle(one, two)
+    two.sink = lambda piece: pieces.append(bytes(piece))
+    one.send(b"third")
+    settle(one, two)
+    assert two.take(100) == b"secondthird", "what waits is not overtaken"
+    assert pieces == [b"first"]

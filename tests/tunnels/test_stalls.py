@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 
 import pytest
 import trio
 import trio.testing
 
+from tests.lab.connections import FakeConnection
 from tests.lab.nodes import Pair, echo, two_nodes
 from tests.tunnels.test_endpoint import first_initial
 from tests.tunnels.test_hostile_peers import raw_channel
@@ -16,18 +18,40 @@ from tunnels import DialFailed, Stream, quic_transport
 from tunnels.dial import GIVE_UP_S
 from tunnels.endpoint import ACCEPT_TIMEOUT_S
 from tunnels.frames import Ack, End, Open, Resume, Stop, encode
-from tunnels.link import Link
+from tunnels.link import Channel, Link
 from tunnels.opening import DRAIN_TIMEOUT_S, HEADER_TIMEOUT_S
 from tunnels.quic import QuicChannel
 from tunnels.quic_transport import QuicTransport
 from tunnels.session import SEE_OFF_S
+from tunnels.tcp_channels import TcpChannel
+from tunnels.tcp_transport import TcpTransport
 
+pytestmark = pytest.mark.usefixtures("link_kind")
 LATE_S = 1.0
 
 
-async def only_a_datagram(pair: Pair) -> None:
-    place = pair.bob.endpoint.candidates()[0]
-    pair.world.inject(first_initial(), ("11.6.6.6", 6), (place.host, place.port))
+def links_of(transport: object) -> Collection[object]:
+    if isinstance(transport, QuicTransport):
+        return transport._links
+    assert isinstance(transport, TcpTransport)
+    return transport._running
+
+
+def is_told_to_stop(channel: Channel) -> bool:
+    if isinstance(channel, QuicChannel):
+        return channel._finished
+    assert isinstance(channel, TcpChannel)
+    socket = channel.connection.socket
+    assert isinstance(socket, FakeConnection)
+    return socket._was_reset
+
+
+async def only_the_first_knock(pair: Pair) -> None:
+    [place] = pair.bob.endpoint.candidates()
+    if place.transport == "quic":
+        pair.world.inject(first_initial(), ("11.6.6.6", 6), (place.host, place.port))
+    else:
+        await pair.world.host("11.6.6.6").connect((place.host, place.port))
 
 
 async def no_word_after_tls(pair: Pair) -> None:
@@ -46,20 +70,20 @@ async def a_hello_without_proof(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    "until", [only_a_datagram, no_word_after_tls, half_a_hello, a_hello_without_proof]
+    "until", [only_the_first_knock, no_word_after_tls, half_a_hello, a_hello_without_proof]
 )
 async def test_a_stranger_that_stops(
     until: Callable[[Pair], Awaitable[None]], autojump_clock: trio.testing.MockClock
 ) -> None:
     async with two_nodes() as pair:
-        transport = pair.bob.endpoint._transports["quic"]
-        assert isinstance(transport, QuicTransport)
+        [transport] = pair.bob.endpoint._transports.values()
+        assert isinstance(transport, QuicTransport | TcpTransport)
         await until(pair)
         await trio.sleep(0.5)
         assert transport._door.half_open == 1
         await trio.sleep(ACCEPT_TIMEOUT_S + LATE_S)
         assert transport._door.half_open == 0
-        assert not transport._links
+        assert not links_of(transport)
         assert pair.bob.endpoint.sessions() == []
 
 
@@ -82,18 +106,17 @@ async def test_a_listener_that_stops(
     listener: Callable[[Link], Awaitable[None]], autojump_clock: trio.testing.MockClock
 ) -> None:
     async with two_nodes() as pair:
-        transport = pair.bob.endpoint._transports["quic"]
-        assert isinstance(transport, QuicTransport)
+        [transport] = pair.bob.endpoint._transports.values()
+        assert isinstance(transport, QuicTransport | TcpTransport)
         transport._accept = listener
         began_s = trio.current_time()
         with pytest.raises(DialFailed):
             await pair.connect()
         assert trio.current_time() - began_s <= GIVE_UP_S + LATE_S
         assert pair.alice.endpoint.sessions() == []
-        ours = pair.alice.endpoint._transports["quic"]
-        assert isinstance(ours, QuicTransport)
+        [ours] = pair.alice.endpoint._transports.values()
         await trio.sleep(LATE_S)
-        assert not ours._links
+        assert not links_of(ours)
 
 
 HEADERS = {
@@ -125,11 +148,11 @@ async def test_a_channel_that_stops(stall: str, autojump_clock: trio.testing.Moc
             answer = await channel.receive()
             assert answer
             channel.send(b"\x31\x00\x00\x10" + (1).to_bytes(8, "big") + bytes(8))  # ACK of its END
-        assert isinstance(channel, QuicChannel)
+        reads_no_more = partial(is_told_to_stop, channel)
         await trio.sleep(limit_s - LATE_S)
-        assert not channel._finished
+        assert not reads_no_more()
         await trio.sleep(2 * LATE_S)
-        assert channel._finished, "bob has told us that he reads no more"
+        assert reads_no_more(), "bob has told us that he reads no more"
         assert not session.closed.is_set()
 
 

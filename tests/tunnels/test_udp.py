@@ -12,7 +12,9 @@ import trio
 
 from tests.lab.nodes import anyone, echo, exchange, identity
 from tunnels import Candidate, DialFailed, Endpoint, ListenFailed
-from tunnels.udp import Address, DatagramSocket, HostNetwork, UdpSocket, _equal_runs
+from tunnels.binding import Address
+from tunnels.network import HostNetwork
+from tunnels.udp import DatagramSocket, UdpSocket, _equal_runs
 
 LOOPBACK = "127.0.0.1"
 
@@ -157,11 +159,25 @@ def test_own_addresses_are_literals_without_link_local() -> None:
     assert not [one for one in addresses if one.startswith("fe80") or "%" in one]
 
 
+def test_addresses_are_as_last_seen_when_there_is_no_descriptor_to_ask_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_left() -> dict[str, object]:
+        raise OSError(24, "Too many open files")
+
+    network = HostNetwork()
+    before = network.interface_addresses()
+    monkeypatch.setattr("psutil.net_if_addrs", none_left)
+    assert network.interface_addresses() == before
+    assert network.is_near(LOOPBACK)
+    assert HostNetwork().interface_addresses() == []
+
+
 async def test_two_endpoints_talk_over_the_real_network() -> None:
     data = os.urandom(3 << 20)
     async with trio.open_nursery() as nursery:
-        alice = Endpoint(identity("alice"), authorize=anyone)
-        bob = Endpoint(identity("bob"), authorize=anyone)
+        alice = Endpoint(identity("alice"), authorize=anyone, transports=("quic",))
+        bob = Endpoint(identity("bob"), authorize=anyone, transports=("quic",))
         bob.serve("echo", echo)
         await nursery.start(alice.run, LOOPBACK, 0)
         port = await nursery.start(bob.run, LOOPBACK, 0)
