@@ -64,6 +64,7 @@ class NodeConfig:
     listen: Address | None = None  # None: every interface, the port of last time
     joins: tuple[Token, ...] = ()
     model_folders: tuple[Path, ...] = ()
+    mdns: bool = True  # announced on the local network, and members followed there
 
 
 @dataclass(frozen=True)
