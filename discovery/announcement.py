@@ -43,12 +43,12 @@ ENTROPY_BYTES = SALT_BYTES + (TAGS_STEP - 1) * TAG_BYTES
 MAX_TAGS = 16
 MAX_PLACES = 12
 MAX_NAME_CHARS = 64
+MAX_NAME_BYTES = 96
 MAX_VERSION_CHARS = 32
 MAX_RECORD_BYTES = 1300
 """With the records around it, one packet of an Ethernet."""
 MAX_SEQ = 2**53
 
-_MAX_STRING_BYTES = 255
 _FORMAT = b"1"
 _TRANSPORT_CHARS = 16
 
@@ -183,8 +183,8 @@ def _string(content: bytes) -> bytes:
 
 
 def _clipped(name: str) -> bytes:
-    """As much of the name as a string holds beside its key."""
-    data = name[:MAX_NAME_CHARS].encode("utf-8")[: _MAX_STRING_BYTES - len(b"name=")]
+    """The name's UTF-8, cut between two characters."""
+    data = name[:MAX_NAME_CHARS].encode("utf-8")[:MAX_NAME_BYTES]
     return data.decode("utf-8", "ignore").encode("utf-8")
 
 
