@@ -3,7 +3,7 @@
 An announcement is a hint of where a member is and nothing more. Of members that we know, its places
 are tried before those we knew; a node that we have not met is dialled at a bounded rate and has to
 show its grant. Both prove their keys first, and the tunnel's address policy holds for every place.
-Whoever fails is told of in the log once.
+The first who fails, of each kind, is told of in the log.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ LOOK_S = 1.5
 """How long a node that misses members waits for them to be heard before it makes its first plan."""
 MEETINGS = Rate(per_s=1.0, burst=8)  # dials of nodes that we have not met
 MAX_MEETINGS = 4  # at once
-MAX_TOLD = 32  # lines in the log about what was refused
 RECHECK_S = 60.0  # our own places and meshes, should they have changed without a word
 TRY_AGAIN_S = 60.0
 
@@ -177,16 +176,17 @@ class Neighbours:
         except (MeshError, TunnelError) as error:
             self._book.turn_down(hint.peer, trio.current_time())
             text = f"{hint.name} ({hint.peer.short}) says on the local network that it is a member"
-            self._log_once(str(hint.peer), f"{text}, but it cannot be met: {error}")
+            self._log_once("unmet", f"{text}, but it cannot be met: {error}")
         finally:
             self._meeting.discard(hint.peer)
 
     # -- what is told -------------------------------------------------------------------------
 
-    def _log_once(self, what: str, text: str) -> None:
-        if what not in self._told and len(self._told) < MAX_TOLD:
-            self._told.add(what)
-            log.warning("%s (said once)", text)
+    def _log_once(self, kind: str, text: str) -> None:
+        """The first of its kind: anybody on the network can cause any number."""
+        if kind not in self._told:
+            self._told.add(kind)
+            log.warning("%s; more of the kind is not told", text)
 
     def _tell_announced(self) -> None:
         text = "announces itself on the local network: `mesh discover` lists who does"

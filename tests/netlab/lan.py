@@ -64,18 +64,19 @@ class LanHost:
         self.addresses.clear()
         self.add_address(address)
 
-    def count_mdns(self) -> None:
-        """From now on `mdns_packets` counts."""
+    def count(self, hook: str, port: int) -> None:
+        """From now on `counted` knows of UDP datagrams to `port`; hook: "input" or "output"."""
         rules = (
-            "table inet count { "
-            "chain out { type filter hook output priority 0; udp dport 5353 counter; } "
-            "chain in { type filter hook input priority 0; udp dport 5353 counter; } }"
+            f"table inet count_{hook} {{\n chain counted {{\n type filter hook {hook} priority 0\n"
+            f"udp dport {port} counter\n }}\n }}\n"
         )
         _run(*self.prefix, "nft", rules)
 
-    def mdns_packets(self) -> tuple[int, int]:
-        """Packets and bytes of multicast DNS that this host has sent."""
-        rows = json.loads(_run(*self.prefix, "nft", "-j", "list", "chain", "inet", "count", "out"))
+    def counted(self, hook: str) -> tuple[int, int]:
+        """Packets and bytes since `count`."""
+        rows = json.loads(
+            _run(*self.prefix, "nft", "-j", "list", "chain", "inet", f"count_{hook}", "counted")
+        )
         (rule,) = (row["rule"] for row in rows["nftables"] if "rule" in row)
         (counter,) = (one["counter"] for one in rule["expr"] if "counter" in one)
         return int(counter["packets"]), int(counter["bytes"])
