@@ -1,8 +1,8 @@
 """Multicast DNS, by zeroconf: one announcement out, other nodes' announcements in.
 
-zeroconf runs its own thread. What it hears crosses over here, in bounded numbers: `HEARD` packets
-of answers a second are taken up, and while there are more, its thread sleeps and the kernel drops
-the rest, so that a flood costs little of our processor. Its own memory is bounded by itself.
+zeroconf runs its own thread. What it hears crosses over here, in bounded numbers (`HEARD`). While
+that thread has used more of a core than `SHARE` gives, it sleeps and the kernel drops what comes: a
+flood, of answers or of questions, costs little. Its own memory zeroconf bounds itself.
 
 Queries are ours and not those of its browser, which remembers every name that it was ever told.
 They are asked for multicast answers: an answer by unicast would reach any one of the processes
@@ -44,8 +44,10 @@ SERVICE = "_mesh-llm._udp.local."
 FIRST_QUERY_WITHIN_S = 0.1  # RFC 6762 section 5.2: not all at the same moment
 FIRST_QUERY_INTERVAL_S = 1.0
 LAST_QUERY_INTERVAL_S = 3600.0
-HEARD = Rate(per_s=100, burst=200)
-FLOODED_SLEEP_S = 0.05
+HEARD = Rate(per_s=100, burst=200)  # announcements
+SHARE = Rate(per_s=0.05, burst=0.2)  # processor seconds
+SHARE_CHECKED_EVERY_S = 0.25
+LONGEST_SLEEP_S = 2.0
 MAX_UNREAD_RECORDS = 256
 MAX_INTERFACES = 8
 GOODBYE_S = 1.0
@@ -63,22 +65,37 @@ class _Ear(RecordUpdateListener):
 
     def __init__(self, take: Callable[[list[bytes]], None]) -> None:
         self._take = take
-        self._packets = Bucket(HEARD, time.monotonic())
+        self._allowed = Bucket(HEARD, time.monotonic())
 
     def async_update_records(self, _zc: Zeroconf, _now: float, records: list[RecordUpdate]) -> None:
-        if not self._packets.take(time.monotonic()):
-            time.sleep(FLOODED_SLEEP_S)
-            return
         found = [
             bytes(update.new.text)
             for update in records
             if isinstance(update.new, DNSText) and update.new.name.lower().endswith(SERVICE)
         ]
-        if found:
+        if found and self._allowed.take(time.monotonic(), len(found)):
             self._take(found)
 
     def async_update_records_complete(self) -> None:
         """Nothing is kept between packets."""
+
+
+class _Brake:
+    """I run in zeroconf's thread and stop it for a while when it has used too much of a core."""
+
+    def __init__(self, zeroconf: Zeroconf) -> None:
+        loop = zeroconf.loop
+        assert loop is not None
+        self._loop = loop
+        self._share = Bucket(SHARE, time.monotonic())
+        self._spent_s = 0.0
+        loop.call_soon_threadsafe(self._check)
+
+    def _check(self) -> None:
+        before_s, self._spent_s = self._spent_s, time.thread_time()
+        self._share.spend(time.monotonic(), self._spent_s - before_s)
+        time.sleep(min(self._share.wait_s(time.monotonic()), LONGEST_SLEEP_S))
+        self._loop.call_later(SHARE_CHECKED_EVERY_S, self._check)
 
 
 class Mdns:
@@ -95,6 +112,7 @@ class Mdns:
         self._ask_now = trio.Event()
         self._trio = trio.lowlevel.current_trio_token()
         zeroconf.add_listener(_Ear(self._take), None)
+        _Brake(zeroconf)
 
     async def announce(self, peer: PeerId, record: bytes, places: Sequence[Candidate]) -> None:
         """From now on `record` is what this node says; before, with it, and when asked.

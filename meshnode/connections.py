@@ -304,8 +304,6 @@ class Connections:
     ) -> None:
         async for change in changes:
             if isinstance(change, SessionUp):
-                if (dial := self._dials.get(change.peer)) is not None:
-                    dial.cancel()  # the peer was quicker
                 self._make_room()
                 nursery.start_soon(self._end_stranger, change.session)
             elif self._membership.forget_session(change.session):

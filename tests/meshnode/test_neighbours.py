@@ -1,0 +1,373 @@
+"""Members sighted on the local network are dialled there; who only says so is held at a distance.
+
+The network here is made of memory; the real one is in tests/netlab/test_mdns.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from discovery.announcement import (
+    ENTROPY_BYTES,
+    Announcement,
+    encode_announcement,
+    parse_announcement_untrusted,
+)
+from discovery.mdns import MdnsFailed
+from meshnode import connections, neighbours
+from meshnode.errors import AccessError, MeshError
+from meshnode.events import Kind
+from meshnode.neighbours import Neighbours
+from tests.lab.nodes import identity
+from tests.lab.parties import Party, parties, party, world_of_parties
+from tunnels import Candidate, DialFailed, Identity, PeerId, Stream
+
+Clock = trio.testing.MockClock
+NOBODY_THERE = (Candidate("quic", "11.0.0.66", 4433),)
+SOON_S = 1.0
+
+
+class FakeLan:
+    """Everyone hears everyone."""
+
+    def __init__(self) -> None:
+        self.stations: list[Station] = []
+        self.works = True
+
+    @asynccontextmanager
+    async def open(self, _only_host: str | None = None) -> AsyncIterator[Station]:
+        if not self.works:
+            raise MdnsFailed("multicast DNS cannot be used here: the test says so")
+        station = Station(self)
+        self.stations.append(station)
+        try:
+            yield station
+        finally:
+            self.stations.remove(station)
+
+    def last_word_of(self, node: Party) -> Announcement:
+        words = [parse_announcement_untrusted(one.said[-1]) for one in self.stations]
+        return next(word for word in words if word.peer == node.peer)
+
+    def say(self, record: bytes) -> None:
+        for station in self.stations:
+            station.hear(record)
+
+
+class Station:
+    """One node's `Mdns`."""
+
+    def __init__(self, lan: FakeLan) -> None:
+        self.said: list[bytes] = []
+        self._lan = lan
+        self._send, self._receive = trio.open_memory_channel[bytes](1000)
+
+    def hear(self, record: bytes) -> None:
+        self._send.send_nowait(record)
+
+    async def announce(self, _peer: PeerId, record: bytes, _places: Sequence[Candidate]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.said.append(record)
+        self._lan.say(record)
+
+    async def heard(self) -> list[bytes]:
+        return [await self._receive.receive()]
+
+    async def ask(self) -> None:
+        await trio.sleep_forever()
+
+    def ask_now(self) -> None:
+        for station in self._lan.stations:
+            for record in station.said[-1:]:
+                self.hear(record)
+
+    async def rescan(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.fixture
+def lan(monkeypatch: pytest.MonkeyPatch) -> FakeLan:
+    made = FakeLan()
+    monkeypatch.setattr(neighbours, "open_mdns", made.open)
+    return made
+
+
+def live(node: Party) -> Neighbours:
+    """The node keeps its sessions up, and takes part in the local network."""
+    found = Neighbours(node.endpoint, node.membership, node.connections, node.events.append)
+    node.connections.look_around = found.look_around
+    node.nursery.start_soon(found.run)
+    node.run_connections()
+    return found
+
+
+async def forget_each_other(one: Party, other: Party) -> None:
+    one.session(other).end("the test parts them")
+    await trio.sleep(SOON_S)
+
+
+async def test_a_member_that_moved_is_found_where_it_says_it_is(
+    tmp_path: Path, autojump_clock: Clock, lan: FakeLan
+) -> None:
+    async with (
+        world_of_parties() as world,
+        party(tmp_path, world.host("11.0.0.1"), "alice") as alice,
+    ):
+        async with party(tmp_path, world.host("11.0.0.2"), "bob") as bob:
+            await alice.connections.join(bob.invite())
+            await forget_each_other(alice, bob)
+        live(alice)
+        await trio.sleep(20)
+        assert not alice.membership.is_introduced(bob.peer)
+        async with party(tmp_path, world.host("11.0.0.9"), "bob") as bob:
+            live(bob)
+            await trio.sleep(SOON_S)
+            assert alice.knows(bob)
+            assert alice.session(bob).stats.remote == "11.0.0.9:4433"
+
+
+@pytest.mark.parametrize("after_s", [1.0, 8.5], ids=["while it is dialled", "between two dials"])
+async def test_a_sighting_does_not_wait_for_a_dial_that_leads_nowhere(
+    after_s: float, tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with (
+        world_of_parties() as world,
+        party(tmp_path, world.host("11.0.0.1"), "alice") as alice,
+    ):
+        async with party(tmp_path, world.host("11.0.0.2"), "bob") as bob:
+            await alice.connections.join(bob.invite())
+            await forget_each_other(alice, bob)
+        async with party(tmp_path, world.host("11.0.0.9"), "bob") as bob:
+            alice.run_connections()
+            await trio.sleep(after_s)
+            alice.connections.sighted(bob.peer, bob.endpoint.candidates())
+            await trio.sleep(0.5)
+            assert alice.knows(bob)
+
+
+async def test_a_dial_is_given_up_when_the_peer_comes_to_us(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with (
+        world_of_parties() as world,
+        party(tmp_path, world.host("11.0.0.1"), "alice") as alice,
+    ):
+        async with party(tmp_path, world.host("11.0.0.2"), "bob") as bob:
+            await alice.connections.join(bob.invite())
+            await forget_each_other(alice, bob)
+        async with party(tmp_path, world.host("11.0.0.9"), "bob") as bob:
+            alice.run_connections()
+            await trio.sleep(1)
+            await bob.meet(alice)
+            await trio.sleep(0.5)
+            assert alice.connections.settled.is_set()
+            assert alice.knows(bob)
+
+
+async def test_a_member_that_announces_itself_over_and_over_is_not_dialled_each_time(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with (
+        world_of_parties() as world,
+        party(tmp_path, world.host("11.0.0.1"), "alice") as alice,
+    ):
+        async with party(tmp_path, world.host("11.0.0.2"), "bob") as bob:
+            await alice.connections.join(bob.invite())
+            await forget_each_other(alice, bob)
+        alice.run_connections()
+        world.record = True
+        for _ in range(100):
+            alice.connections.sighted(bob.peer, NOBODY_THERE)
+            await trio.sleep(0.1)
+        sent = sum(target[0] == "11.0.0.66" for target, _ in world.log)
+        assert 0 < sent <= 40
+
+
+async def test_nothing_is_kept_of_a_stranger_that_is_sighted(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "alice") as (alice,):
+        world = alice.endpoint
+        alice.connections.sighted(identity("stranger").peer, NOBODY_THERE)
+        assert world.sessions() == []
+        assert alice.connections._sighted == {}
+
+
+async def test_members_who_never_met_find_each_other(
+    tmp_path: Path, autojump_clock: Clock, lan: FakeLan
+) -> None:
+    """Invited by the same founder, at different times; the founder has gone."""
+    async with parties(tmp_path, "founder", "ann", "ben") as (founder, ann, ben):
+        for one in (ann, ben):
+            await one.connections.join(founder.invite())
+            await forget_each_other(one, founder)
+        assert ann.membership.member(ben.peer) is None
+        live(ann)
+        live(ben)
+        await trio.sleep(SOON_S)
+        assert ann.knows(ben)
+        assert ben.knows(ann)
+
+
+async def test_a_mesh_joined_later_shows_and_is_seen_at_once(
+    tmp_path: Path, autojump_clock: Clock, lan: FakeLan
+) -> None:
+    async with parties(tmp_path, "founder", "ann", "ben") as (founder, ann, ben):
+        await ann.connections.join(founder.invite())
+        await forget_each_other(ann, founder)
+        live(ann)
+        live(ben)
+        await trio.sleep(SOON_S)
+        before = lan.last_word_of(ben)
+        await ben.connections.join(founder.invite())
+        await trio.sleep(SOON_S)
+        assert ben.knows(ann)
+        after = lan.last_word_of(ben)
+        assert after.is_of(founder.mesh)
+        assert before.salt != after.salt
+        assert len(before.tags) == len(after.tags), "how many meshes there are does not show"
+
+
+async def test_who_knows_the_mesh_and_is_no_member_is_met_once_in_a_while(
+    tmp_path: Path, autojump_clock: Clock, lan: FakeLan, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with parties(tmp_path, "alice", "out") as (alice, out):
+        live(alice)
+        await trio.sleep(SOON_S)
+        heard: list[float] = []
+
+        for seq in range(300):
+            if out.endpoint.session(alice.peer):
+                heard.append(trio.current_time())
+                out.session(alice).end("the test ends it")
+            lan.say(announced(out.endpoint.identity, alice, out.endpoint.candidates(), seq))
+            await trio.sleep(1)
+        assert not alice.membership.is_introduced(out.peer)
+        assert 2 <= len(heard) <= 6, "in five minutes"
+        assert caplog.text.count("cannot be met") == 1
+
+
+async def test_a_crowd_that_is_made_up_is_dialled_at_a_bounded_rate(
+    tmp_path: Path, autojump_clock: Clock, lan: FakeLan, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        world_of_parties() as world,
+        party(tmp_path, world.host("11.0.0.1"), "alice") as alice,
+    ):
+        live(alice)
+        await trio.sleep(SOON_S)
+        world.record = True
+        crowd = [identity(f"ghost {number}") for number in range(200)]
+        began_s = trio.current_time()
+        for turn in range(3):
+            for number, ghost in enumerate(crowd):
+                there = (Candidate("quic", f"11.0.1.{number}", 4433),)
+                lan.say(announced(ghost, alice, there, turn))
+                await trio.sleep(0.05)
+        dialled = {target for target, _ in world.log}
+        took_s = trio.current_time() - began_s
+        assert 4 <= len(dialled) <= 8 + took_s
+        # Four at once, each given up after seven and a half seconds.
+        assert len(dialled) <= 4 * (1 + took_s / 7.5)
+        assert len(alice.endpoint.sessions()) == 0
+        assert caplog.text.count("cannot be met") == 1
+
+
+async def test_forgeries_are_told_of_once_and_followed_never(
+    tmp_path: Path, autojump_clock: Clock, lan: FakeLan, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        world_of_parties() as world,
+        party(tmp_path, world.host("11.0.0.1"), "alice") as alice,
+    ):
+        live(alice)
+        await trio.sleep(SOON_S)
+        world.record = True
+        for seq in range(50):
+            forged = announced(identity("bob"), alice, NOBODY_THERE, seq, sign=identity("eve"))
+            lan.say(forged)
+            lan.say(b"\x07nothing")
+            await trio.sleep(0.1)
+        assert world.log == []
+        warnings = [one for one in caplog.records if one.levelno >= logging.WARNING]
+        assert len(warnings) == 2
+
+
+def announced(
+    who: Identity,
+    member: Party,
+    places: Sequence[Candidate],
+    seq: int,
+    sign: Identity | None = None,
+) -> bytes:
+    """As somebody announces itself who knows the id of `member`'s mesh."""
+    return encode_announcement(
+        (sign or who).sign,
+        peer=who.peer,
+        seq=2**50 + seq,
+        version="0.1.0",
+        name="ghost",
+        places=places,
+        meshes=(member.mesh,),
+        entropy=bytes(ENTROPY_BYTES),
+    )
+
+
+async def test_to_meet_somebody_is_no_proof(tmp_path: Path, autojump_clock: Clock) -> None:
+    async with parties(tmp_path, "alice", "stranger") as (alice, stranger):
+        there = stranger.endpoint.candidates()
+        with pytest.raises(AccessError, match="knows no mesh"):
+            await alice.connections.meet(stranger.peer, there, (alice.mesh,))
+        with pytest.raises(DialFailed):
+            await alice.connections.meet(identity("else").peer, there, (alice.mesh,))
+        assert alice.membership.members() == ()
+
+
+async def never(_stream: Stream) -> None:
+    await trio.sleep_forever()
+
+
+async def test_whoever_never_answers_is_not_waited_for(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "alice", "mute") as (alice, mute):
+        mute.endpoint.serve("hello", never)
+        with trio.fail_after(connections.JOIN_TIMEOUT_S + 1), pytest.raises(MeshError):
+            await alice.connections.meet(mute.peer, mute.endpoint.candidates(), (alice.mesh,))
+
+
+async def test_without_multicast_the_user_is_told_once_and_it_is_tried_again(
+    tmp_path: Path, autojump_clock: Clock, lan: FakeLan
+) -> None:
+    lan.works = False
+    async with parties(tmp_path, "alice") as (alice,):
+        live(alice)
+        await trio.sleep(3 * neighbours.TRY_AGAIN_S)
+        warned = [event for event in alice.events if event.kind is Kind.WARNING]
+        assert len(warned) == 1
+        assert "multicast DNS cannot be used here" in warned[0].text
+        lan.works = True
+        await trio.sleep(neighbours.TRY_AGAIN_S + 1)
+        assert any(event.data.get("mdns") for event in alice.events)
+
+
+async def test_a_node_without_members_waits_for_nobody(
+    tmp_path: Path, autojump_clock: Clock, lan: FakeLan
+) -> None:
+    async with parties(tmp_path, "alice", "bob") as (alice, bob):
+        began_s = trio.current_time()
+        await live(alice).look_around()
+        assert trio.current_time() == began_s
+        await alice.connections.join(bob.invite())
+        await forget_each_other(alice, bob)
+        began_s = trio.current_time()
+        looking = Neighbours(alice.endpoint, alice.membership, alice.connections, print)
+        await looking.look_around()
+        assert trio.current_time() - began_s <= neighbours.LOOK_S
