@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import trio
 
@@ -24,6 +25,7 @@ from tunnels import Candidate, Identity
 
 pytestmark = [pytest.mark.engine, pytest.mark.netlab]
 
+ROOT = Path(__file__).parent.parent.parent
 FOUND_WITHIN_S = 2.0
 MDNS_PORT = 5353
 ANNOUNCES = "announces itself"
@@ -238,6 +240,32 @@ def lying(host: LanHost, lies: Path, seconds: float) -> Iterator[None]:
             assert liar.poll() is None, "lied until the end"
         finally:
             liar.kill()
+
+
+async def test_a_flood_of_questions_costs_little_and_parts_nobody(
+    hosts: list[LanHost], tmp_path: Path
+) -> None:
+    alice_host, bob_host, liar_host = hosts
+    await become_members(tmp_path, alice_host, bob_host)
+    seconds = 10
+    flood = [*liar_host.prefix, sys.executable, "-m", "tests.netlab.flood", liar_host.addresses[0]]
+    async with both(tmp_path, alice_host, bob_host) as (alice, bob):
+        await seconds_to_find(alice, bob)
+        alice_host.count("output", MDNS_PORT)
+        before_s = processor_s(alice.pid)
+        done = await trio.run_process([*flood, str(seconds)], capture_stdout=True, cwd=ROOT)
+        spent_s = processor_s(alice.pid) - before_s
+        packets, _ = alice_host.counted("output")
+        print(f"{int(done.stdout) / seconds:.0f}/s: {spent_s / seconds:.1%}, {packets} answers")
+        assert int(done.stdout) / seconds > 2000
+        assert spent_s / seconds <= 0.15, "of one core; without a brake a quarter and more"
+        assert packets <= 6 * seconds, "on IPv4 and IPv6, a few a second whatever is asked"
+        assert "lost" not in " ".join(event["text"] for event in alice.events)
+
+
+def processor_s(pid: int) -> float:
+    spent = psutil.Process(pid).cpu_times()
+    return spent.user + spent.system
 
 
 async def test_beside_avahi_both_are_heard(hosts: list[LanHost], tmp_path: Path) -> None:
