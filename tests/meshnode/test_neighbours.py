@@ -133,7 +133,7 @@ async def test_a_member_that_moved_is_found_where_it_says_it_is(
             assert alice.session(bob).stats.remote == "11.0.0.9:4433"
 
 
-@pytest.mark.parametrize("after_s", [1.0, 8.5], ids=["while it is dialled", "between two dials"])
+@pytest.mark.parametrize("after_s", [1.0, 15.2], ids=["while it is dialled", "between two dials"])
 async def test_a_sighting_does_not_wait_for_a_dial_that_leads_nowhere(
     after_s: float, tmp_path: Path, autojump_clock: Clock
 ) -> None:
@@ -183,20 +183,26 @@ async def test_a_member_that_announces_itself_over_and_over_is_not_dialled_each_
             await forget_each_other(alice, bob)
         alice.run_connections()
         world.record = True
-        for _ in range(100):
-            alice.connections.sighted(bob.peer, NOBODY_THERE)
+        for number in range(100):
+            there = (Candidate("quic", f"11.0.1.{number}", 4433),)
+            alice.connections.sighted(bob.peer, there)
             await trio.sleep(0.1)
-        sent = sum(target[0] == "11.0.0.66" for target, _ in world.log)
-        assert 0 < sent <= 40
+        dialled = {target[0] for target, _ in world.log} - {"11.0.0.2"}
+        assert 3 <= len(dialled) <= 6, "three at once, then one in five seconds"
 
 
 async def test_nothing_is_kept_of_a_stranger_that_is_sighted(
     tmp_path: Path, autojump_clock: Clock
 ) -> None:
-    async with parties(tmp_path, "alice") as (alice,):
-        world = alice.endpoint
+    async with (
+        world_of_parties() as world,
+        party(tmp_path, world.host("11.0.0.1"), "alice") as alice,
+    ):
+        alice.run_connections()
+        world.record = True
         alice.connections.sighted(identity("stranger").peer, NOBODY_THERE)
-        assert world.sessions() == []
+        await trio.sleep(60)
+        assert world.log == []
         assert alice.connections._sighted == {}
 
 
@@ -233,6 +239,26 @@ async def test_a_mesh_joined_later_shows_and_is_seen_at_once(
         assert after.is_of(founder.mesh)
         assert before.salt != after.salt
         assert len(before.tags) == len(after.tags), "how many meshes there are does not show"
+
+
+async def test_who_was_a_stranger_is_looked_for_again_when_a_mesh_is_joined(
+    tmp_path: Path, autojump_clock: Clock, lan: FakeLan
+) -> None:
+    """ann has announced herself and does not listen."""
+    async with parties(tmp_path, "founder", "ann", "ben") as (founder, ann, ben):
+        await ann.connections.join(founder.invite())
+        await forget_each_other(ann, founder)
+        live(ben)
+        await trio.sleep(SOON_S)
+        async with lan.open() as her_station:
+            there = ann.endpoint.candidates()
+            her_word = announced(ann.endpoint.identity, founder, there, 0)
+            await her_station.announce(ann.peer, her_word, there)
+            await trio.sleep(SOON_S)
+            assert not ben.knows(ann)
+            await ben.connections.join(founder.invite())
+            await trio.sleep(SOON_S)
+            assert ben.knows(ann)
 
 
 async def test_who_knows_the_mesh_and_is_no_member_is_met_once_in_a_while(
@@ -358,16 +384,35 @@ async def test_without_multicast_the_user_is_told_once_and_it_is_tried_again(
         assert any(event.data.get("mdns") for event in alice.events)
 
 
-async def test_a_node_without_members_waits_for_nobody(
-    tmp_path: Path, autojump_clock: Clock, lan: FakeLan
+async def test_whoever_misses_nobody_does_not_wait_and_who_does_not_long(
+    tmp_path: Path, autojump_clock: Clock
 ) -> None:
     async with parties(tmp_path, "alice", "bob") as (alice, bob):
-        began_s = trio.current_time()
-        await live(alice).look_around()
-        assert trio.current_time() == began_s
-        await alice.connections.join(bob.invite())
-        await forget_each_other(alice, bob)
-        began_s = trio.current_time()
         looking = Neighbours(alice.endpoint, alice.membership, alice.connections, print)
-        await looking.look_around()
-        assert trio.current_time() - began_s <= neighbours.LOOK_S
+
+        async def seconds() -> float:
+            began_s = trio.current_time()
+            await looking.look_around()
+            return trio.current_time() - began_s
+
+        assert await seconds() == 0, "a node without members"
+        await alice.connections.join(bob.invite())
+        assert await seconds() == 0, "the only other member is connected"
+        await forget_each_other(alice, bob)
+        assert await seconds() == pytest.approx(neighbours.LOOK_S)
+        alice.nursery.start_soon(bob.meet, alice)
+        assert await seconds() < 0.5
+
+
+async def test_the_first_plan_waits_for_whoever_is_in_sight(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "alice") as (alice,):
+        seen = trio.Event()
+        alice.connections.look_around = seen.wait
+        alice.run_connections()
+        await trio.sleep(10)
+        assert not alice.connections.settled.is_set()
+        seen.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert alice.connections.settled.is_set()

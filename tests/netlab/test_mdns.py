@@ -117,9 +117,12 @@ async def test_a_network_of_ipv6_alone_will_do(hosts: list[LanHost], tmp_path: P
 async def test_serving_without_an_invite_uses_the_members_in_sight(
     hosts: list[LanHost], tmp_path: Path
 ) -> None:
-    alice_host, bob_host, _ = hosts
+    alice_host, bob_host, other_host = hosts
     await become_members(tmp_path, alice_host, bob_host)
+    # Where she was, a machine refuses at once: what bob knew of her is soon tried out.
+    old_address = alice_host.addresses[0]
     alice_host.move_to(f"{NETWORK}.101")
+    other_host.add_address(old_address)
     async with node(tmp_path, alice_host, "alice") as alice:
         await alice.wait_event("node", containing=ANNOUNCES)
         serving = node(
