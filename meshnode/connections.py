@@ -293,7 +293,7 @@ class Connections:
         if member is not None:
             grants = (ledger.shown(mesh, peer) for mesh in ledger.proven(peer))
             inviters = sorted(grant.issuer for grant in grants if grant is not None)
-            cost = len(member.candidates)
+            cost = len(member.candidates) + len(self._sighted.get(peer, ()))
             key = inviters[0] if inviters else None
             await trio.sleep(self._dials.spend(key, trio.current_time(), cost))
 
