@@ -167,12 +167,14 @@ class Mdns:
         self._ask_now.set()
 
     async def rescan(self) -> None:
-        """Uses the interfaces that there are now, announces on those that are new, and asks."""
+        """Uses the interfaces that there are now, announces on those that are new, and asks. Raises
+        `MdnsFailed`, also where one goes meanwhile: call again then."""
         present = _chosen(self._only_host)
         kept = dict(self._bound.items() & present.items())
         if kept != self._bound:
             # An interface that was made anew under the same address must be let go of first.
             await _in_thread(lambda: self._zeroconf.update_interfaces(list(kept)))
+            self._bound = kept
         if kept != present:
             await _in_thread(lambda: self._zeroconf.update_interfaces(list(present)))
         self._bound = present

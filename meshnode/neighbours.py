@@ -34,7 +34,8 @@ LOOK_S = 1.5
 MEETINGS = Rate(per_s=1.0, burst=8)  # dials of nodes that we have not met
 MAX_MEETINGS = 4  # at once
 RECHECK_S = 60.0  # our own places and meshes, should they have changed without a word
-TRY_AGAIN_S = 60.0
+TRY_AGAIN_S = 10.0
+RESCAN_AGAIN_S = 1.0
 
 
 class Neighbours:
@@ -136,7 +137,17 @@ class Neighbours:
         while True:
             await watch.wait_changed()
             self._wake()
-            await mdns.rescan()
+            await self._rescan(mdns)
+
+    async def _rescan(self, mdns: Mdns) -> None:
+        while True:
+            try:
+                await mdns.rescan()
+            except MdnsFailed as error:  # what was there a moment ago has gone
+                log.info("%s; looking again", error)
+                await trio.sleep(RESCAN_AGAIN_S)
+            else:
+                return
 
     def _wake(self) -> None:
         self._changed.set()

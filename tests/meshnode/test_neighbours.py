@@ -28,6 +28,7 @@ from meshnode.neighbours import Neighbours
 from tests.lab.nodes import identity
 from tests.lab.parties import Party, parties, party, world_of_parties
 from tunnels import Candidate, DialFailed, Identity, PeerId, Stream
+from tunnels.interfaces import InterfaceWatch
 
 Clock = trio.testing.MockClock
 NOBODY_THERE = (Candidate("quic", "11.0.0.66", 4433),)
@@ -40,6 +41,7 @@ class FakeLan:
     def __init__(self) -> None:
         self.stations: list[Station] = []
         self.works = True
+        self.failing_scans = self.scans = 0
 
     @asynccontextmanager
     async def open(self, _only_host: str | None = None) -> AsyncIterator[Station]:
@@ -90,6 +92,9 @@ class Station:
 
     async def rescan(self) -> None:
         await trio.lowlevel.checkpoint()
+        self._lan.scans += 1
+        if self._lan.scans <= self._lan.failing_scans:
+            raise MdnsFailed("an interface has gone meanwhile")
 
 
 @pytest.fixture
@@ -382,6 +387,26 @@ async def test_without_multicast_the_user_is_told_once_and_it_is_tried_again(
         lan.works = True
         await trio.sleep(neighbours.TRY_AGAIN_S + 1)
         assert any(event.data.get("mdns") for event in alice.events)
+
+
+async def test_an_interface_that_goes_while_it_is_taken_up_is_no_end(
+    tmp_path: Path, autojump_clock: Clock, lan: FakeLan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def once(watch: InterfaceWatch) -> None:
+        if changes:
+            changes.pop()
+        else:
+            await trio.sleep_forever()
+
+    changes = [1]
+    monkeypatch.setattr(InterfaceWatch, "wait_changed", once)
+    lan.failing_scans = 2
+    async with parties(tmp_path, "alice") as (alice,):
+        live(alice)
+        await trio.sleep(3 * neighbours.RESCAN_AGAIN_S)
+        assert lan.scans == 3
+        assert len(lan.stations) == 1
+        assert not alice.warnings()
 
 
 async def test_whoever_misses_nobody_does_not_wait_and_who_does_not_long(

@@ -188,8 +188,8 @@ async def test_cables_and_addresses_that_come_and_go_are_followed(
 
 
 async def until_reached_at(home: Path, address: str) -> None:
-    """The node's only peer is at `address`: connected anew, or its connection went with it, which is
-    an event to nobody."""
+    """The node's only peer is at `address`: connected anew, or its connection has moved with it,
+    which is an event to nobody."""
     while True:
         status = await trio.to_thread.run_sync(ask_node, home, {"op": "status"})
         if any(str(peer["address"]).startswith(address) for peer in status["peers"]):
