@@ -138,6 +138,11 @@ class Administration:
                 meshes.append({"mesh": str(PeerId(mesh)), "name": name, "members": rows})
         return {"meshes": meshes}
 
+    def list_meshes(self, _request: Request) -> Answer:
+        """Every mesh that this node is a member of, and the node's own id."""
+        names = {str(PeerId(one)): self._membership.mesh_name(one) for one in self._ledger.meshes()}
+        return {"peer": str(self._ledger.identity.peer), "meshes": names}
+
     def _member_row(self, grant: Grant) -> dict[str, Any]:
         peer = grant.peer
         is_us = peer == self._ledger.identity.peer
@@ -328,6 +333,7 @@ OPERATIONS: dict[str, Callable[[Administration, Request], Answer]] = {
     "invites": Administration.list_invites,
     "revoke": Administration.revoke_invite,
     "members": Administration.list_members,
+    "meshes": Administration.list_meshes,
     "remove": Administration.remove_member,
     "leave": Administration.leave_mesh,
 }

@@ -66,6 +66,7 @@ class NodeConfig:
     transports: tuple[str, ...] = ()  # kinds of links to peers; none: whichever is best
     joins: tuple[Token, ...] = ()
     model_folders: tuple[Path, ...] = ()
+    mdns: bool = True  # announced on the local network, and members followed there
 
 
 @dataclass(frozen=True)

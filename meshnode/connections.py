@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import trio
 
 from discovery.grants import GRANTABLE, Role
+from discovery.roster import Member
 from discovery.token import Token
 from meshnode.crash_points import reached
 from meshnode.errors import AccessError, MeshError, NetworkError
@@ -18,7 +20,16 @@ from meshnode.joining import Joining
 from meshnode.membership import Membership
 from meshnode.removal import Removal
 from meshnode.renewal import Renewal
-from tunnels import Endpoint, PeerId, Session, SessionDown, SessionUp, Stream, TunnelError
+from tunnels import (
+    Candidate,
+    Endpoint,
+    PeerId,
+    Session,
+    SessionDown,
+    SessionUp,
+    Stream,
+    TunnelError,
+)
 from tunnels.allowance import Buckets, Rate
 from tunnels.gate import ASK, TALK
 
@@ -27,11 +38,20 @@ log = logging.getLogger(__name__)
 JOIN_TIMEOUT_S = 10.0
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 30.0
+SIGHTINGS = Rate(per_s=0.2, burst=3)  # of one member, that have it dialled at once
 STRANGER_TIMEOUT_S = 30.0  # from a session's start to its introduction
 DIALS = Rate(per_s=4, burst=32)
 """Addresses tried of members known by others' words alone, for each inviter: it can make up members
 of 16 addresses each, and a dial that nobody answers is work for a handshake's half."""
 MAX_STRANGERS = 64  # sessions not introduced yet; the rest of the endpoint's are for members
+
+
+@dataclass
+class _Dial:
+    """A member is being dialled."""
+
+    places: tuple[Candidate, ...]
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
 class Connections:
@@ -47,7 +67,13 @@ class Connections:
         self._endpoint = endpoint
         self._membership = membership
         self._emit = emit
+        self.look_around: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        """Returns once those were sighted who are on the local network; `run` waits for it."""
         self._kept: set[PeerId] = set()
+        self._sighted: dict[PeerId, tuple[Candidate, ...]] = {}
+        self._sightings = Buckets(SIGHTINGS)
+        self._under_way: dict[PeerId, _Dial] = {}
+        self._pauses: dict[PeerId, trio.CancelScope] = {}
         self._met: set[PeerId] = set()
         self._dials = Buckets(DIALS)
         membership.present_session = endpoint.session
@@ -85,6 +111,7 @@ class Connections:
             nursery.start_soon(self.hearsay.run)
             async with trio.open_nursery() as first_round:
                 first_round.start_soon(self._join_all, joins)
+                first_round.start_soon(self.look_around)
                 for member in self._membership.members():
                     first_round.start_soon(self._try_member, member.peer)
             self.settled.set()
@@ -95,6 +122,32 @@ class Connections:
                         self._kept.add(member.peer)
                         nursery.start_soon(self._keep_connected, member.peer)
                 await changed.wait()
+
+    def sighted(self, peer: PeerId, places: Sequence[Candidate]) -> None:
+        """A member says on the local network that it is at `places`: whoever waits or tries to
+        reach it elsewhere tries there, at once unless that happens too often."""
+        if self._membership.member(peer) is None:
+            return
+        self._sighted[peer] = tuple(places)
+        dial, pause = self._under_way.get(peer), self._pauses.get(peer)
+        if dial is not None and set(places) <= set(dial.places):
+            return
+        if self._sightings.take(peer, trio.current_time()):
+            if dial is not None:
+                dial.scope.cancel()
+            if pause is not None:
+                pause.cancel()
+
+    async def meet(
+        self, peer: PeerId, places: Sequence[Candidate], meshes: Iterable[bytes]
+    ) -> None:
+        """Dials somebody who says that it is a member of `meshes`, all of them ours, and whom we
+        have not met. Raises `MeshError` or `TunnelError` where it is not, or is not there."""
+        try:
+            with trio.fail_after(JOIN_TIMEOUT_S):
+                await self._introduce(await self._endpoint.connect(peer, places), meshes)
+        except trio.TooSlowError:
+            raise NetworkError(f"it did not answer in {JOIN_TIMEOUT_S:.0f} s") from None
 
     async def _join_all(self, joins: Sequence[Token]) -> None:
         """All at once. One dead invite does not hold up the others: it is a warning."""
@@ -171,6 +224,10 @@ class Connections:
             log.info("%s was not shown the new grant: %s", session.peer.short, error)
 
     def _report_introduced(self, peer: PeerId) -> None:
+        if (dial := self._under_way.get(peer)) is not None:
+            # The peer was quicker. Not before this moment: two that dial each other would each give
+            # up the link that the other has just taken.
+            dial.scope.cancel()
         session = self._endpoint.session(peer)
         if session is None:
             return  # over already
@@ -189,11 +246,23 @@ class Connections:
             return False
         try:
             with trio.fail_after(JOIN_TIMEOUT_S):
-                await self._introduce(await self._endpoint.connect(peer, member.candidates))
+                await self._introduce(await self._connect(member))
         except (TunnelError, MeshError, trio.TooSlowError) as error:
             log.info("%s (%s) is not reachable: %s", member.name, peer.short, error)
             return False
         return True
+
+    async def _connect(self, member: Member) -> Session:
+        """Dials where the member was sighted, and where it was before; from the start again when it
+        is sighted meanwhile, or has come to us. Raises `TunnelError`."""
+        while True:
+            places = (*self._sighted.get(member.peer, ()), *member.candidates)
+            dial = self._under_way[member.peer] = _Dial(places)
+            try:
+                with dial.scope:
+                    return await self._endpoint.connect(member.peer, places)
+            finally:
+                del self._under_way[member.peer]
 
     async def _keep_connected(self, peer: PeerId) -> None:
         """Ends when the roster has dropped the member. Tries that fail, and sessions that do not
@@ -210,9 +279,12 @@ class Connections:
                 if trio.current_time() - began_s > LAST_RETRY_S:
                     retry_s = FIRST_RETRY_S
                     continue
-            await trio.sleep(retry_s)
+            with trio.move_on_after(retry_s) as self._pauses[peer]:
+                await trio.sleep_forever()
+            del self._pauses[peer]
             retry_s = min(2 * retry_s, LAST_RETRY_S)
         self._kept.discard(peer)
+        self._sighted.pop(peer, None)
         self._met.discard(peer)
 
     async def _wait_turn(self, peer: PeerId) -> None:
@@ -221,7 +293,7 @@ class Connections:
         if member is not None:
             grants = (ledger.shown(mesh, peer) for mesh in ledger.proven(peer))
             inviters = sorted(grant.issuer for grant in grants if grant is not None)
-            cost = len(member.candidates)
+            cost = len(member.candidates) + len(self._sighted.get(peer, ()))
             key = inviters[0] if inviters else None
             await trio.sleep(self._dials.spend(key, trio.current_time(), cost))
 

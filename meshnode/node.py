@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import platform
 import shutil
 from collections.abc import Mapping
@@ -131,6 +132,7 @@ class Node:
                 await self._open_gateway(nursery, self._serve_config.http, self._orchestrator)
                 nursery.start_soon(self._orchestrator.run)
             self._introduce_node()
+            self._join_neighbours(nursery)
             nursery.start_soon(self._connections.run, self._config.joins)
 
     def status(self) -> Mapping[str, Any]:
@@ -223,6 +225,21 @@ class Node:
         self._emit(Event(kind, text, {"sandbox": list(desk.sandbox.standing)}))
         text = f"models here: {', '.join(facts.models) or 'none'}"
         self._emit(Event(Kind.MODELS, text, {"models": list(facts.models)}))
+
+    def _join_neighbours(self, nursery: trio.Nursery) -> None:
+        """Announces the node on the local network, unless only this machine may reach it."""
+        host = self._config.listen.host if self._config.listen else None
+        if not self._config.mdns or (host and ipaddress.ip_address(host).is_loopback):
+            return
+        # Imported where it is used: it brings an event loop of its own along.
+        from meshnode.neighbours import Neighbours
+
+        only_host = None if not host or ipaddress.ip_address(host).is_unspecified else host
+        neighbours = Neighbours(
+            self._endpoint, self._membership, self._connections, self._emit, only_host
+        )
+        self._connections.look_around = neighbours.look_around
+        nursery.start_soon(neighbours.run)
 
     # -- requests of other commands -----------------------------------------------------------
 

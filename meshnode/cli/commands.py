@@ -13,6 +13,7 @@ import click
 
 from discovery.grants import Role
 from meshnode.cli.demo import demo
+from meshnode.cli.discover import discover
 from meshnode.cli.doctor import doctor
 from meshnode.cli.engine import engine_group
 from meshnode.cli.logs import log_defect, log_nowhere
@@ -67,6 +68,7 @@ cli.add_command(worker)
 cli.add_command(serve)
 cli.add_command(engine_group, "engine")
 cli.add_command(demo)
+cli.add_command(discover)
 cli.add_command(doctor)
 
 

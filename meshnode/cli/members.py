@@ -126,7 +126,7 @@ def _invites_text(answer: Answer) -> str:
     ]
     if not rows:
         return "no invites: `mesh invite` makes one"
-    return _table(("id", "mesh", "role", "state", "uses left", "expires", "joined"), rows)
+    return table(("id", "mesh", "role", "state", "uses left", "expires", "joined"), rows)
 
 
 def _revoked_text(answer: Answer) -> str:
@@ -153,7 +153,7 @@ def _members_text(answer: Answer) -> str:
             for member in mesh["members"]
         ]
         titles = ("name", "peer", "role", "invited by", "expires", "last seen")
-        parts.append(f"{mesh['name']} ({mesh['mesh'][:8]})\n{_table(titles, rows)}")
+        parts.append(f"{mesh['name']} ({mesh['mesh'][:8]})\n{table(titles, rows)}")
     return "\n\n".join(parts)
 
 
@@ -186,7 +186,7 @@ def _told_text(answer: Answer) -> str:
     return f"{told} of {others} other members are told at once{later}"
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [tuple(titles), *map(tuple, rows)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(titles))]
     padded = [

@@ -46,6 +46,11 @@ def _node_options(command: _Command) -> _Command:
         click.option("--name", help="What other nodes call this one (default: the host's name)."),
         click.option("--listen", default=None, help="HOST:PORT for peers (default: any, stable)."),
         click.option("--transport", default="auto", help="Links to use, like tcp,quic (auto)."),
+        click.option(
+            "--mdns/--no-mdns",
+            default=True,
+            help="Announce this node on the local network, and find members there.",
+        ),
         click.option("--threads", type=click.IntRange(1), help="CPU threads of the engine."),
         click.option("--device", help="Devices to lend, by name, with commas between."),
         click.option("--memory", help="Memory to lend at most, like 12G."),
@@ -144,6 +149,7 @@ def _node_config(
         transports=parse_transports(options["transport"], LINK_KINDS),
         joins=joins,
         model_folders=options["models"],
+        mdns=options["mdns"],
     )
     return config, bare_rpc
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.fuzz import (
     discovery_parsers,
+    mdns_parsers,
     members_parsers,
     meshnode_parsers,
     quic_parsers,
@@ -14,8 +15,8 @@ from tests.fuzz.parser import Parser
 PARSERS: dict[str, Parser] = {
     parser.name: parser
     for module in (
-        *(tunnels_parsers, quic_parsers, discovery_parsers, members_parsers),
-        meshnode_parsers,
+        *(tunnels_parsers, quic_parsers, discovery_parsers, mdns_parsers),
+        *(members_parsers, meshnode_parsers),
     )
     for parser in module.PARSERS
 }
