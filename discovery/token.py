@@ -56,7 +56,7 @@ _FIXED = struct.Struct(">32s32s8s16sB5sHB")
 _CRC = struct.Struct("<I")
 _PORT = struct.Struct(">H")
 _TRANSPORTS = {"quic": 1, "tcp": 2, "webrtc": 3, "relay": 4}
-_KINDS = {"host": 0, "given": 1, "reflexive": 2}
+_KINDS = {"host": 0, "given": 1, "reflexive": 2, "mapped": 3}
 _TRANSPORT_NAMES = {code: name for name, code in _TRANSPORTS.items()}
 _KIND_NAMES = {code: name for name, code in _KINDS.items()}
 

@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import secrets
 import ssl
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -93,6 +93,7 @@ class Endpoint:
         self._subscribers: list[trio.MemorySendChannel[SessionUp | SessionDown]] = []
         self._kinds = frozenset(transports)
         self._bound: dict[str, Address] = {}  # by kind of link
+        self._further: list[Callable[[], Iterable[Candidate]]] = []
         self._transports: dict[str, Transport] = {}
         self._nursery: trio.Nursery | None = None
         self._improver = Improver(self._network.is_near, self._attempt, self._adopt)
@@ -194,15 +195,30 @@ class Endpoint:
 
     def candidates(self) -> list[Candidate]:
         """Where peers may reach us: our interface addresses with the bound ports, for each address
-        every kind of link."""
+        every kind of link; then what others know (`add_candidates`), each place once."""
         self._running()
         host = next(iter(self._bound.values()))[0]
-        return [
+        found = [
             Candidate(kind, one, self._bound[kind][1], "host")
             for one in self._own_hosts(host)
             for kind in LINK_KINDS
             if kind in self._bound
         ]
+        for source in self._further:
+            found += (one for one in source() if one.transport in self._bound)
+        places: dict[tuple[str, str, int], Candidate] = {}
+        for one in found:
+            places.setdefault((one.transport, one.host, one.port), one)
+        return list(places.values())
+
+    def add_candidates(self, source: Callable[[], Iterable[Candidate]]) -> None:
+        """`source` knows of further places where peers may reach us, as seen from elsewhere; asked
+        whenever our candidates are. Those over links that this node does not take are left out."""
+        self._further.append(source)
+
+    def bound_ports(self) -> dict[str, int]:
+        """Where we listen, by kind of link."""
+        return {kind: port for kind, (_, port) in self._bound.items()}
 
     def _own_hosts(self, bound_host: str) -> list[str]:
         bound = ipaddress.ip_address(bound_host)

@@ -63,7 +63,8 @@ class Candidate:
     host: an IPv4 or IPv6 literal; names are resolved before they get here.
     port: 1 to 65535.
     kind: where the address came from: "host" (an interface of the peer), "given" (typed by
-    a person), "reflexive" (seen by others); display and ranking only.
+    a person), "reflexive" (seen by others), "mapped" (its router forwards it); display and
+    ranking only.
     """
 
     transport: str

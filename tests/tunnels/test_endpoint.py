@@ -56,6 +56,22 @@ async def test_connecting_twice_gives_the_same_session(
         assert session.rtt_s == pytest.approx(0.02, abs=0.005)
 
 
+async def test_places_that_others_know_of_follow_our_own_each_once(
+    autojump_clock: trio.testing.MockClock, link_kind: str
+) -> None:
+    async with two_nodes() as pair:
+        bob = pair.bob.endpoint
+        [own] = bob.candidates()
+        far = Candidate(link_kind, "198.18.7.7", 4242, "mapped")
+        known = [Candidate(link_kind, own.host, own.port, "reflexive"), far]
+        bob.add_candidates(lambda: known)
+        bob.add_candidates(lambda: [far, Candidate("pigeon", "198.18.7.7", 4242, "mapped")])
+        assert bob.candidates() == [own, far]
+        known.clear()
+        assert bob.candidates() == [own, far]
+        assert bob.bound_ports() == {link_kind: own.port}
+
+
 async def test_nobody_at_the_address_is_reported_within_8_s(
     autojump_clock: trio.testing.MockClock, link_kind: str
 ) -> None:
