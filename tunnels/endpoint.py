@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import logging
 import secrets
-import ssl
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import trio
 
 from tunnels.allowance import Budget
-from tunnels.binding import Address
 from tunnels.credit import INITIAL_WINDOW_BYTES
 from tunnels.dial import AddressPolicy, race, ranked
-from tunnels.errors import LinkClosed, ListenFailed, TunnelError
+from tunnels.doors import Doors
+from tunnels.errors import LinkClosed, TunnelError
 from tunnels.gate import WORK, ServiceGate, ServiceLimits
 from tunnels.heartbeat import DEAD_S
 from tunnels.identity import Identity
@@ -24,13 +22,9 @@ from tunnels.improve import Improver
 from tunnels.link import LINK_KINDS, CloseCode, Introduction, Link, ProvenLink, Transport, prove
 from tunnels.network import HostNetwork, Network
 from tunnels.peer import Candidate, PeerId
-from tunnels.quic_transport import QuicTransport
 from tunnels.session import Handler, Session, SessionSetup, new_epoch
 from tunnels.stream import Stream
-from tunnels.tcp_socket import Listener
-from tunnels.tcp_transport import TcpTransport
-from tunnels.tls import listener_context
-from tunnels.udp import DatagramSocket
+from tunnels.transports import TRANSPORTS, Surroundings
 
 ACCEPT_TIMEOUT_S = 5.0  # from a stranger's first datagram to its proof
 MAX_SESSIONS = 256
@@ -92,7 +86,7 @@ class Endpoint:
         self._dialling: dict[PeerId, trio.Lock] = {}
         self._subscribers: list[trio.MemorySendChannel[SessionUp | SessionDown]] = []
         self._kinds = frozenset(transports)
-        self._bound: dict[str, Address] = {}  # by kind of link
+        self._doors: Doors | None = None
         self._further: list[Callable[[], Iterable[Candidate]]] = []
         self._transports: dict[str, Transport] = {}
         self._nursery: trio.Nursery | None = None
@@ -115,74 +109,48 @@ class Endpoint:
         """
         if self._nursery is not None:
             raise RuntimeError("this endpoint runs already")
-        with contextlib.ExitStack() as open_sockets:
-            doors = self._open_doors(host, port, open_sockets)
-            self._stopped = False
-            try:
-                async with trio.open_nursery() as nursery:
-                    self._nursery = nursery
-                    self._start_transports(nursery, doors)
-                    task_status.started(min(self._bound.items(), key=_udp_first)[1][1])
-                    try:
-                        await trio.sleep_forever()
-                    finally:
-                        self._stopped = True
-                        for session in list(self._sessions.values()):
-                            session.end("the node is stopping")
-            finally:
-                for subscriber in self._subscribers:
-                    subscriber.close()
-                self._subscribers.clear()
-                self._nursery = None
-                self._transports = {}
-                self._bound = {}
+        doors = Doors(self._network, self.identity, host, port, self._needs())
+        self._stopped = False
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._start_transports(nursery, doors)
+                task_status.started(doors.local[1])
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._stopped = True
+                    for session in list(self._sessions.values()):
+                        session.end("the node is stopping")
+        finally:
+            doors.close()
+            for subscriber in self._subscribers:
+                subscriber.close()
+            self._subscribers.clear()
+            self._nursery = None
+            self._doors = None
+            self._transports = {}
 
-    def _open_doors(
-        self, host: str | None, port: int, open_sockets: contextlib.ExitStack
-    ) -> _Doors:
-        """One port of both, where it is free. Raises ListenFailed."""
-        doors = _Doors()
-        if "quic" in self._kinds:
-            doors.datagrams = self._network.bind(host, port)
-            open_sockets.callback(doors.datagrams.close)
-            port = doors.datagrams.local[1]
-        if "tcp" in self._kinds:
-            try:
-                doors.listener = self._network.listen(host, port)
-            except ListenFailed:
-                if doors.datagrams is None:
-                    raise
-                doors.listener = self._network.listen(host, 0)
-            open_sockets.callback(doors.listener.close)
-            doors.tls = listener_context(self.identity)
-        return doors
+    def _needs(self) -> frozenset[str]:
+        return frozenset().union(*(TRANSPORTS[kind].needs for kind in self._kinds))
 
-    def _start_transports(self, nursery: trio.Nursery, doors: _Doors) -> None:
-        budget = Budget(trio.current_time())
+    def _start_transports(self, nursery: trio.Nursery, doors: Doors) -> None:
+        around = Surroundings(
+            identity=self.identity,
+            network=self._network,
+            doors=doors,
+            nursery=nursery,
+            accept=self._accept,
+            budget=Budget(trio.current_time()),
+            policy=self._policy,
+        )
+        self._doors = doors
+        for kind, made in TRANSPORTS.items():
+            if kind in self._kinds:
+                self._transports[kind] = transport = made.make(around)
+                nursery.start_soon(transport.run)
         if doors.datagrams is not None:
-            self._transports["quic"] = quic = QuicTransport(
-                self.identity,
-                doors.datagrams,
-                nursery,
-                self._accept,
-                self._network.interface_addresses,
-                budget,
-            )
-            self._bound["quic"] = doors.datagrams.local
-            nursery.start_soon(quic.run)
-            nursery.start_soon(doors.datagrams.flush)
-        if doors.listener is not None and doors.tls is not None:
-            self._transports["tcp"] = tcp = TcpTransport(
-                self.identity,
-                self._network,
-                nursery,
-                self._accept,
-                doors.listener,
-                doors.tls,
-                budget,
-            )
-            self._bound["tcp"] = doors.listener.local
-            nursery.start_soon(tcp.run)
+            nursery.start_soon(doors.datagrams.run)
 
     def serve(self, service: str, handler: Handler, limits: ServiceLimits = WORK) -> None:
         """Hand streams opened to `service` to `handler`, which owns each until it returns.
@@ -196,16 +164,15 @@ class Endpoint:
     def candidates(self) -> list[Candidate]:
         """Where peers may reach us: our interface addresses with the bound ports, for each address
         every kind of link; then what others know (`add_candidates`), each place once."""
-        self._running()
-        host = next(iter(self._bound.values()))[0]
+        doors = self._open_doors()
         found = [
-            Candidate(kind, one, self._bound[kind][1], "host")
-            for one in self._own_hosts(host)
-            for kind in LINK_KINDS
-            if kind in self._bound
+            Candidate(kind, one, port, "host")
+            for one in self._own_hosts(doors.local[0])
+            for kind, transport in self._transports.items()
+            if (port := transport.port) is not None
         ]
         for source in self._further:
-            found += (one for one in source() if one.transport in self._bound)
+            found += (one for one in source() if one.transport in self._transports)
         places: dict[tuple[str, str, int], Candidate] = {}
         for one in found:
             places.setdefault((one.transport, one.host, one.port), one)
@@ -218,7 +185,11 @@ class Endpoint:
 
     def bound_ports(self) -> dict[str, int]:
         """Where we listen, by kind of link."""
-        return {kind: port for kind, (_, port) in self._bound.items()}
+        return {
+            kind: transport.port
+            for kind, transport in self._transports.items()
+            if transport.port is not None
+        }
 
     def _own_hosts(self, bound_host: str) -> list[str]:
         bound = ipaddress.ip_address(bound_host)
@@ -279,7 +250,7 @@ class Endpoint:
             raise TunnelError(f"not tried: this node links over {known} only")
         refusal = self._policy.refusal(
             candidate.host,
-            bound_host=next(iter(self._bound.values()))[0],
+            bound_host=self._open_doors().local[0],
             own_addresses=self._network.interface_addresses(),
         )
         if refusal is not None:
@@ -379,24 +350,16 @@ class Endpoint:
             raise RuntimeError("the endpoint does not run: start Endpoint.run first")
         return self._nursery
 
+    def _open_doors(self) -> Doors:
+        self._running()
+        assert self._doors is not None
+        return self._doors
+
     def _still_running(self) -> trio.Nursery:
         """Raises LinkClosed once it has stopped: a dial under way may be answered then."""
         if self._stopped:
             raise LinkClosed("this node has stopped")
         return self._running()
-
-
-@dataclass
-class _Doors:
-    """The sockets of one port."""
-
-    datagrams: DatagramSocket | None = None
-    listener: Listener | None = None
-    tls: ssl.SSLContext | None = None
-
-
-def _udp_first(bound: tuple[str, Address]) -> bool:
-    return bound[0] != "quic"
 
 
 def _close_late_link(proven: ProvenLink) -> None:

@@ -2,8 +2,8 @@
 
 A `Link` is an encrypted connection to one peer over which channels open. QUIC makes a channel
 of each bidirectional stream, TLS over TCP of a connection; WebRTC will make it of a data channel.
-A new kind of link adds a line to LINK_KINDS and a `Transport` that dials and accepts it;
-session, dial, resume and forward do not change.
+A new kind of link adds a line to LINK_KINDS, and one to transports.py for the `Transport` that
+dials and accepts it; session, dial, resume and forward do not change.
 """
 
 from __future__ import annotations
@@ -182,6 +182,13 @@ class Link(Protocol):
 
 class Transport(Protocol):
     """Makes links of one kind."""
+
+    @property
+    def port(self) -> int | None:
+        """Where peers may dial it, at each of our addresses; None when that is not how."""
+
+    async def run(self) -> None:
+        """Accept links until cancelled."""
 
     async def dial(self, candidate: Candidate, expect: PeerId) -> Link:
         """An encrypted link whose far end holds `expect`'s key. Raises TunnelError."""

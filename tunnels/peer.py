@@ -65,12 +65,14 @@ class Candidate:
     kind: where the address came from: "host" (an interface of the peer), "given" (typed by
     a person), "reflexive" (seen by others), "mapped" (its router forwards it); display and
     ranking only.
+    via: the relay that answers there in the peer's place.
     """
 
     transport: str
     host: str
     port: int
     kind: str = "host"
+    via: PeerId | None = None
 
     def __post_init__(self) -> None:
         ipaddress.ip_address(self.host)  # raises ValueError with a clear sentence
@@ -80,7 +82,8 @@ class Candidate:
             raise ValueError("a candidate names its transport")
 
     def __str__(self) -> str:
-        return f"{self.transport} {format_address(self.host, self.port)}"
+        through = "" if self.via is None else f" ({self.via.short})"
+        return f"{self.transport} {format_address(self.host, self.port)}{through}"
 
 
 def format_address(host: str, port: int) -> str:

@@ -27,6 +27,7 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 from tunnels import quic_tuning as tuning
 from tunnels.allowance import Budget
 from tunnels.binding import Address, reason_of
+from tunnels.demux import Batch, SharedSocket
 from tunnels.door import Door, Verdict, network_of
 from tunnels.errors import LinkClosed, WrongPeer
 from tunnels.handshake import Role
@@ -34,7 +35,6 @@ from tunnels.identity import Identity, certificate_hash, certificate_peer
 from tunnels.link import Accept, CloseCode
 from tunnels.peer import Candidate, PeerId
 from tunnels.quic import VIRTUAL_ADDRESS, QuicLink
-from tunnels.udp import DatagramSocket
 
 ALPN = "mesh/1"
 QUIC_VERSION = QuicProtocolVersion.VERSION_1
@@ -60,7 +60,7 @@ class QuicTransport:
     def __init__(
         self,
         identity: Identity,
-        socket: DatagramSocket,
+        socket: SharedSocket,
         nursery: trio.Nursery,
         accept: Accept,
         own_addresses: Callable[[], list[str]],
@@ -82,16 +82,26 @@ class QuicTransport:
         self._refused = trio.lowlevel.ParkingLot()
         socket.on_unreachable = self._on_unreachable
 
+    @property
+    def port(self) -> int:
+        return self._socket.local[1]
+
     async def run(self) -> None:
-        """Route datagrams until cancelled."""
-        while True:
-            touched: dict[QuicLink, None] = {}
-            for datagram, sender in await self._socket.receive():
-                link = self._route(datagram, sender)
-                if link is not None and link.receive(datagram, sender):
-                    touched[link] = None
-            for link in touched:
-                link.pump_charged()
+        """Accept connections until cancelled."""
+        self._socket.on_quic = self._receive
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._socket.on_quic = lambda _batch: None
+
+    def _receive(self, datagrams: Batch) -> None:
+        touched: dict[QuicLink, None] = {}
+        for datagram, sender in datagrams:
+            link = self._route(datagram, sender)
+            if link is not None and link.receive(datagram, sender):
+                touched[link] = None
+        for link in touched:
+            link.pump_charged()
 
     async def dial(self, candidate: Candidate, expect: PeerId) -> QuicLink:
         """Raises WrongPeer, LinkClosed (refused, or closed by the other side)."""

@@ -69,6 +69,10 @@ class TcpTransport:
         self._listener_context = tls
         self._dialler_context = dialler_context()
 
+    @property
+    def port(self) -> int:
+        return self._listener.local[1]
+
     async def run(self) -> None:
         """Accept connections until cancelled."""
         try:
