@@ -24,7 +24,7 @@ KINDS = {
     "port": "port-restricted NAT: one mapping, open to sockets that were sent to",
     "home": "plain Linux home router: masquerade, port-restricted",
     "sym": "symmetric NAT: a random port for every destination, port-restricted",
-    "stealth": "public addresses of both families, a firewall on the host that drops what is unasked",
+    "stealth": "public addresses of both families; the host's firewall drops the unasked",
     "blocked": "home router that lets out TCP to port 443 and nothing else",
     "cgnat": "home router behind a carrier's NAT",
     "ipv6": "IPv6 only, behind a router that drops what was not asked for",
