@@ -11,6 +11,7 @@ import base64
 import binascii
 import ipaddress
 from dataclasses import dataclass
+from enum import IntEnum
 
 from tunnels.errors import BadFrame
 
@@ -84,6 +85,16 @@ class Candidate:
     def __str__(self) -> str:
         through = "" if self.via is None else f" ({self.via.short})"
         return f"{self.transport} {format_address(self.host, self.port)}{through}"
+
+
+class NatKind(IntEnum):
+    """How a NAT maps one socket's datagrams to several servers (RFC 4787 section 4.1)."""
+
+    UNKNOWN = 0
+    NONE = 1
+    EASY = 2  # the same address for all
+    HARD = 3  # another one for each
+    BLOCKED = 4  # nothing comes back
 
 
 def format_address(host: str, port: int) -> str:
