@@ -7,6 +7,7 @@ from tests.fuzz import (
     mdns_parsers,
     members_parsers,
     meshnode_parsers,
+    portmap_parsers,
     quic_parsers,
     tunnels_parsers,
 )
@@ -15,7 +16,7 @@ from tests.fuzz.parser import Parser
 PARSERS: dict[str, Parser] = {
     parser.name: parser
     for module in (
-        *(tunnels_parsers, quic_parsers, discovery_parsers, mdns_parsers),
+        *(tunnels_parsers, quic_parsers, discovery_parsers, mdns_parsers, portmap_parsers),
         *(members_parsers, meshnode_parsers),
     )
     for parser in module.PARSERS
