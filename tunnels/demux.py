@@ -13,14 +13,12 @@ from collections.abc import Callable, Sequence
 import trio
 
 from tunnels.binding import Address
+from tunnels.stun import is_stun
 from tunnels.udp import DatagramSocket, Unreachable
 
 PROBE_BYTE = 0x12
 MAX_ADOPTED = 64  # sockets beside the first: each is the way to a peer through a NAT
 _QUIC_BIT = 0x40
-_STUN_BITS = 0xC0
-_STUN_COOKIE = bytes.fromhex("2112a442")
-_STUN_HEADER_BYTES = 20
 
 Received = Callable[[bytes, Address], None]
 Batch = Sequence[tuple[bytes, Address]]
@@ -100,11 +98,3 @@ class SharedSocket:
                     self.on_stun(datagram, sender)
             if for_quic:
                 self.on_quic(for_quic)
-
-
-def is_stun(datagram: bytes) -> bool:
-    return (
-        len(datagram) >= _STUN_HEADER_BYTES
-        and not datagram[0] & _STUN_BITS
-        and datagram[4:8] == _STUN_COOKIE
-    )

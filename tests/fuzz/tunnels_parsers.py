@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,9 +10,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tests.fuzz.mutation import SealedFormat
 from tests.fuzz.parser import REJECTED, Parser, check, text_of
 from tests.fuzz.script import Script, scratch_file
-from tunnels import tcp_wire
+from tunnels import stun, tcp_wire
 from tunnels.credit import MAX_WINDOW_BYTES
 from tunnels.dial import AddressPolicy
 from tunnels.errors import BadFrame, HandshakeFailed, IdentityError
@@ -138,6 +140,54 @@ def _messages(decoder: tcp_wire.MessageDecoder, pieces: list[bytes]) -> list[tcp
         while (message := decoder.next_untrusted()) is not None:
             found.append(message)
     return found
+
+
+# --- STUN ---------------------------------------------------------------------------------------
+
+
+STUN_MESSAGES: tuple[stun.Message, ...] = (
+    *(stun.Request(b"t" * 12), stun.Request(b"t" * 12, fingerprint=False)),
+    *(stun.Success(b"t" * 12, ("192.0.2.1", 80)), stun.Success(b"t" * 12, ("2001:db8::1", 80))),
+    stun.Failure(b"t" * 12, 420, (0x24, 0x25), fingerprint=False),
+)
+
+
+SEALED_BIT = 0x8000
+"""In the type of a body: it gets a fingerprint."""
+
+
+def stun_seeds() -> list[bytes]:
+    """Type and attributes: what `seal_stun` puts a right head before, and a fingerprint after."""
+    bodies = []
+    for said in STUN_MESSAGES:
+        wire = stun.encode(replace(said, fingerprint=False))
+        kind = int.from_bytes(wire[:2], "big") | SEALED_BIT * said.fingerprint
+        bodies.append(kind.to_bytes(2, "big") + wire[stun.HEAD_BYTES :])
+    return bodies
+
+
+def seal_stun(body: bytes) -> bytes:
+    kind, attributes = int.from_bytes(body[:2], "big"), body[2:] + bytes(-len(body[2:]) % 4)
+    fingerprint = bool(kind & SEALED_BIT)
+    head = stun.encode(stun.Request(b"t" * 12, fingerprint=False))
+    size = len(attributes) + 8 * fingerprint
+    wire = (kind & ~SEALED_BIT).to_bytes(2, "big") + (size & 0xFFFF).to_bytes(2, "big")
+    wire += head[4:] + attributes
+    if fingerprint:
+        wire += b"\x80\x28\0\4" + (zlib.crc32(wire) ^ 0x5354554E).to_bytes(4, "big")
+    return wire
+
+
+def run_stun(data: bytes) -> stun.Message:
+    said = stun.parse_untrusted(data)
+    check(stun.is_stun(data), "what is parsed is told apart from what shares the port")
+    if isinstance(said, stun.Request):
+        for host in ("192.0.2.1", "2001:db8::1"):
+            answer = stun.Responder(0.0).answer(said, (host, 9), 0.0)
+            check(answer is not None and len(answer) <= 2.2 * len(data), "no amplifier")
+    else:
+        check(stun.parse_untrusted(stun.encode(said)) == said, "an answer reads back")
+    return said
 
 
 # --- the handshake ------------------------------------------------------------------------------
@@ -301,6 +351,7 @@ PARSERS = (
         lambda: list(map(tcp_wire.encode, LINK_MESSAGES)),
         run_link_messages,
     ),
+    Parser("stun", (BadFrame,), stun_seeds, run_stun, format=SealedFormat(seal_stun)),
     Parser("handshake", (BadFrame, HandshakeFailed), handshake_seeds, run_handshake),
     Parser(
         "stream: resume and credit", (BadFrame,), stream_seeds, run_stream, memory_bytes=32 << 20
