@@ -15,6 +15,9 @@ from tunnels.credit import INITIAL_WINDOW_BYTES
 from tunnels.dial import AddressPolicy, race, ranked
 from tunnels.doors import Doors
 from tunnels.errors import LinkClosed, TunnelError
+from tunnels.exchange import LIMITS as PATHS_LIMITS
+from tunnels.exchange import SERVICE as PATHS
+from tunnels.exchange import Exchange, Ourselves
 from tunnels.gate import WORK, ServiceGate, ServiceLimits
 from tunnels.heartbeat import DEAD_S
 from tunnels.identity import Identity
@@ -22,6 +25,7 @@ from tunnels.improve import Improver
 from tunnels.link import LINK_KINDS, CloseCode, Introduction, Link, ProvenLink, Transport, prove
 from tunnels.network import HostNetwork, Network
 from tunnels.peer import Candidate, PeerId
+from tunnels.quic import QuicLink
 from tunnels.session import Handler, Session, SessionSetup, new_epoch
 from tunnels.stream import Stream
 from tunnels.transports import TRANSPORTS, Surroundings
@@ -90,8 +94,12 @@ class Endpoint:
         self._further: list[Callable[[], Iterable[Candidate]]] = []
         self._transports: dict[str, Transport] = {}
         self._nursery: trio.Nursery | None = None
-        self._improver = Improver(self._network.is_near, self._attempt, self._adopt)
+        self._improver = Improver(
+            self._network.is_near, self._attempt, self._adopt, self._sessions.get
+        )
+        self._improver.exchange = Exchange(self._ourselves, self._seen, self._improver.follow)
         self._stopped = False
+        self.serve(PATHS, self._improver.exchange.serve, PATHS_LIMITS)
 
     # --- running ------------------------------------------------------------------------
 
@@ -182,6 +190,15 @@ class Endpoint:
         """`source` knows of further places where peers may reach us, as seen from elsewhere; asked
         whenever our candidates are. Those over links that this node does not take are left out."""
         self._further.append(source)
+
+    def _ourselves(self) -> Ourselves:
+        return Ourselves(self.candidates())
+
+    def _seen(self, peer: PeerId) -> tuple[str, int] | None:
+        """Where its datagrams come from; None where they do not come straight."""
+        session = self._sessions.get(peer)
+        best = session.best_link if session else None
+        return best.address if isinstance(best, QuicLink) else None
 
     def bound_ports(self) -> dict[str, int]:
         """Where we listen, by kind of link."""

@@ -1,4 +1,10 @@
-"""Start on the first link that works, and go on looking for a better one."""
+"""Start on the first link that works, and go on looking for a better one.
+
+What is tried: what is known of the peer's addresses; then, where no straight link came of that,
+offers are swapped over the session (exchange.py), the TCP addresses of the other's offer are
+dialled by both, and both punch (punch.py) for a way of datagrams, over which the side that asked
+dials QUIC. To an address that somebody else named, no more than small probes go before it answers.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +13,34 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
+from tunnels.binding import Address
 from tunnels.dial import race, rank_of, ranked
 from tunnels.errors import TunnelError
-from tunnels.link import CloseCode, ProvenLink
+from tunnels.exchange import Exchange, Swap
+from tunnels.handshake import Role
+from tunnels.link import LINK_KINDS, CloseCode, ProvenLink
+from tunnels.offers import Want
 from tunnels.peer import Candidate, PeerId
 from tunnels.session import Session
 
 FIRST_PAUSE_S = 1.0  # after a session has begun, or its links have changed
+FIRST_PAUSE_INDIRECT_S = 0.1  # while its bytes go through somebody else
 LAST_PAUSE_S = 60.0
+DIRECT_RANK = max(LINK_KINDS[kind].rank for kind in ("quic", "tcp"))
+"""Links of a higher one lead through somebody else."""
 
 log = logging.getLogger(__name__)
+
+Punch = Callable[[Swap], Awaitable[Address]]
+"""Where the peer's datagrams come from, once both have punched. Raises TunnelError."""
 
 
 class Improver:
     """I try, now and then, whether a peer can be reached by a better link than its session has.
 
     attempt: a proven link over a candidate. adopt: make it part of the peer's session, which then
-    moves its streams over.
+    moves its streams over. exchange: of offers; None where none are swapped. punch: None where
+    there is no UDP.
     """
 
     def __init__(
@@ -31,11 +48,16 @@ class Improver:
         is_near: Callable[[str], bool],
         attempt: Callable[[PeerId, Candidate], Awaitable[ProvenLink]],
         adopt: Callable[[ProvenLink], Session],
+        session: Callable[[PeerId], Session | None],
     ) -> None:
+        self.exchange: Exchange | None = None
+        self.punch: Punch | None = None
         self._is_near = is_near
         self._attempt = attempt
         self._adopt = adopt
+        self._session = session
         self._candidates: dict[Session, tuple[Candidate, ...]] = {}
+        self._look_now = trio.lowlevel.ParkingLot()
 
     def look_after(
         self, session: Session, candidates: Sequence[Candidate], nursery: trio.Nursery
@@ -48,27 +70,79 @@ class Improver:
         if is_new:
             nursery.start_soon(self._run, session)
 
+    def look_again(self) -> None:
+        """Our own network has changed: what failed before may work now."""
+        self._look_now.unpark_all()
+
     async def _run(self, session: Session) -> None:
         try:
             pause_s = FIRST_PAUSE_S
             while not session.closed.is_set():
-                with trio.move_on_after(pause_s) as pause:
-                    await session.wait_links_changed()
-                if not pause.cancelled_caught:
+                best = session.best_link
+                if best is not None and best.rank > DIRECT_RANK and pause_s == FIRST_PAUSE_S:
+                    pause_s = FIRST_PAUSE_INDIRECT_S
+                if await self._something_happens(session, pause_s):
                     pause_s = FIRST_PAUSE_S
                     continue
                 await self._try(session)
-                pause_s = min(2 * pause_s, LAST_PAUSE_S)
+                pause_s = min(2 * max(pause_s, FIRST_PAUSE_S), LAST_PAUSE_S)
         finally:
             del self._candidates[session]
 
+    async def _something_happens(self, session: Session, within_s: float) -> bool:
+        happened = False
+
+        async def wait(until: Callable[[], Awaitable[None]]) -> None:
+            nonlocal happened
+            await until()
+            happened = True
+            nursery.cancel_scope.cancel()
+
+        with trio.move_on_after(within_s):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait, session.wait_links_changed)
+                nursery.start_soon(wait, self._look_now.park)
+        return happened
+
     async def _try(self, session: Session) -> None:
-        better = self._better(session)
-        if not better or session.suspected:
+        await self._dial(session, self._better(session, self._candidates[session]))
+        best = session.best_link
+        if best is None or best.rank <= DIRECT_RANK or self.exchange is None or session.suspected:
+            return
+        try:
+            swap = await self.exchange.ask(session, Want.PUNCH)
+        except TunnelError as error:
+            log.debug("%s swaps no offers: %s", session.peer.short, error)
+            return
+        known = self._candidates[session]
+        self._candidates[session] = tuple(dict.fromkeys((*_by_tcp(swap), *known)))
+        await self.follow(swap)
+
+    async def follow(self, swap: Swap) -> None:
+        """Try what both have offered, at the same time as the other side does."""
+        session = self._session(swap.peer)
+        if session is None:
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._dial, session, self._better(session, _by_tcp(swap)))
+            if self.punch is not None and swap.theirs.want & swap.mine.want & Want.PUNCH:
+                nursery.start_soon(self._meet, session, swap, self.punch)
+
+    async def _meet(self, session: Session, swap: Swap, punch: Punch) -> None:
+        try:
+            host, port = await punch(swap)
+        except TunnelError as error:
+            log.debug("no way of datagrams to %s: %s", swap.peer.short, error)
+            return
+        if swap.role is Role.DIALLER:
+            await self._dial(session, [Candidate("quic", host, port, "reflexive")])
+
+    async def _dial(self, session: Session, candidates: Sequence[Candidate]) -> None:
+        if not candidates or session.suspected:
             return
         peer = session.peer
         try:
-            proven = await race(peer, better, lambda one: self._attempt(peer, one), _close)
+            proven = await race(peer, candidates, lambda one: self._attempt(peer, one), _close)
             if session.closed.is_set():
                 _close(proven)
             else:
@@ -76,13 +150,20 @@ class Improver:
         except TunnelError as error:
             log.debug("no better link to %s: %s", peer.short, error)
 
-    def _better(self, session: Session) -> list[Candidate]:
+    def _better(self, session: Session, candidates: Sequence[Candidate]) -> list[Candidate]:
         best = session.best_link
         if best is None:
             return []
-        rank = best.rank
-        candidates = ranked(self._candidates[session], self._is_near)
-        return [one for one in candidates if rank_of(one, self._is_near(one.host)) < rank]
+        return [
+            one
+            for one in ranked(candidates, self._is_near)
+            if rank_of(one, self._is_near(one.host)) < best.rank
+        ]
+
+
+def _by_tcp(swap: Swap) -> list[Candidate]:
+    """A dial of these begins with a packet of 60 bytes; QUIC's would with 1,200, and again."""
+    return [one for one in swap.theirs.candidates if one.transport == "tcp"]
 
 
 def _close(proven: ProvenLink) -> None:

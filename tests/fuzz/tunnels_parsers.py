@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.fuzz.mutation import SealedFormat
 from tests.fuzz.parser import REJECTED, Parser, check, text_of
 from tests.fuzz.script import Script, scratch_file
-from tunnels import stun, tcp_wire
+from tunnels import offers, stun, tcp_wire
 from tunnels.credit import MAX_WINDOW_BYTES
 from tunnels.dial import AddressPolicy
 from tunnels.errors import BadFrame, HandshakeFailed, IdentityError
@@ -312,6 +312,25 @@ def stream_seeds() -> list[bytes]:
     ]
 
 
+# --- offers -------------------------------------------------------------------------------------
+
+
+def run_offer(data: bytes) -> object:
+    offer = offers.parse_untrusted(data)
+    again = offers.encode(offer)[offers.LENGTH.size :]
+    check(offers.parse_untrusted(again) == offer, "what was read is written the same")
+    return offer
+
+
+def offer_seeds() -> list[bytes]:
+    places = (Candidate("tcp", "192.0.2.1", 9), Candidate("quic", "2001:db8::1", 7, "reflexive"))
+    full = offers.Offer(
+        bytes(range(16)), bytes(32), seen=("192.0.2.7", 1), candidates=places, description=b"v=0"
+    )
+    bare = offers.Offer(bytes(16), bytes(32))
+    return [offers.encode(one)[offers.LENGTH.size :] for one in (full, bare)]
+
+
 # --- keys and certificates ----------------------------------------------------------------------
 
 
@@ -352,6 +371,7 @@ PARSERS = (
         run_link_messages,
     ),
     Parser("stun", (BadFrame,), stun_seeds, run_stun, format=SealedFormat(seal_stun)),
+    Parser("offer", (BadFrame,), offer_seeds, run_offer),
     Parser("handshake", (BadFrame, HandshakeFailed), handshake_seeds, run_handshake),
     Parser(
         "stream: resume and credit", (BadFrame,), stream_seeds, run_stream, memory_bytes=32 << 20
