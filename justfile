@@ -21,6 +21,7 @@ setup:
         command -v ip >/dev/null 2>&1 || missing="$missing iproute2"
         command -v nft >/dev/null 2>&1 || missing="$missing nftables"
         command -v avahi-daemon >/dev/null 2>&1 || missing="$missing avahi-daemon"
+        command -v conntrack >/dev/null 2>&1 || missing="$missing conntrack"
         command -v turnserver >/dev/null 2>&1 || missing="$missing coturn"
         # for the fuzzer of the engine only
         if ! command -v clang++ >/dev/null 2>&1 && ! ls /usr/bin/clang++-* >/dev/null 2>&1; then
