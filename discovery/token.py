@@ -1,7 +1,6 @@
 """Invite tokens: one line of text that brings a stranger into a mesh.
 
-`mesh1` and then, in the bech32 alphabet (BIP 173: no 1, b, i, o; upper and lower case mean the
-same), five bits a character, zero-padded at the end:
+`mesh1` and then, spelled as in spelling.py:
 
 ====== ===== ====================================================================
 offset bytes field (integers big-endian)
@@ -20,15 +19,11 @@ offset bytes field (integers big-endian)
 last   4     CRC-32 of all before it, little-endian
 ====== ===== ====================================================================
 
-The CRC sees every error burst of up to 32 bits, and so any one changed character, wherever it is.
-It is there for copying mistakes; what keeps people out is the secret. White space anywhere is
-skipped: terminals and mail wrap lines.
+The CRC is there for copying mistakes; what keeps people out is the secret.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hmac
 import ipaddress
 import re
@@ -36,6 +31,7 @@ import struct
 from dataclasses import dataclass
 
 from discovery.grants import ROLE_CODES, ROLES_BY_CODE, Role
+from discovery.spelling import Misspelt, read_untrusted, spell, squeeze
 from tunnels.peer import KEY_BYTES, Candidate, PeerId
 
 PREFIX = "mesh1"
@@ -46,14 +42,8 @@ MAX_CANDIDATES = 16
 MAX_TEXT_CHARS = 8192
 """More than any token has, with room for the white space of a bad paste."""
 
-_ALPHABET = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
-_BASE32 = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
-_TO_BECH32 = str.maketrans(_BASE32, _ALPHABET)
-_TO_BASE32 = str.maketrans(_ALPHABET, _BASE32)
-
 _HEAD = struct.Struct(">BH")
 _FIXED = struct.Struct(">32s32s8s16sB5sHB")
-_CRC = struct.Struct("<I")
 _PORT = struct.Struct(">H")
 _TRANSPORTS = {"quic": 1, "tcp": 2, "webrtc": 3, "relay": 4}
 _KINDS = {"host": 0, "given": 1, "reflexive": 2, "mapped": 3}
@@ -132,29 +122,25 @@ def encode(token: Token) -> str:
     except (struct.error, OverflowError) as error:
         raise ValueError("a token's expiry or uses are out of range") from error
     body = fixed + b"".join(_pack_candidate(candidate) for candidate in scopeless)
-    checked = _HEAD.pack(VERSION, len(body)) + body
-    payload = checked + _CRC.pack(binascii.crc32(checked))
-    letters = base64.b32encode(payload).decode("ascii").rstrip("=")
-    return PREFIX + letters.translate(_TO_BECH32)
+    return PREFIX + spell(_HEAD.pack(VERSION, len(body)) + body)
 
 
 def parse_untrusted(text: str) -> Token:
     """The token in `text`, white space skipped; raises `BadToken` and nothing else."""
     if len(text) > MAX_TEXT_CHARS:
         raise BadToken("that is too long to be an invite token: paste the line that starts mesh1")
-    squeezed = "".join(text.split())
-    # One case only: lower() of some letters outside ASCII gives ASCII ones.
-    letters = squeezed.lower() if squeezed.isascii() else squeezed
+    letters = squeeze(text)
     if not letters.startswith(PREFIX):
         if re.match(r"mesh[2-9]", letters):
             raise BadToken("the token was made by a newer mesh: update this one, then try again")
         raise BadToken("that is not an invite token: paste the whole line that starts with mesh1")
-    payload = _payload(letters[len(PREFIX) :])
-    checked, checksum = payload[: -_CRC.size], payload[-_CRC.size :]
-    whole = checksum == _CRC.pack(binascii.crc32(checked))
-    version, length = _HEAD.unpack_from(payload.ljust(_HEAD.size, b"\0"))
+    try:
+        checked, whole = read_untrusted(letters[len(PREFIX) :])
+    except Misspelt as error:
+        raise BadToken(f"the token {error}") from error
+    version, length = _HEAD.unpack_from(checked.ljust(_HEAD.size, b"\0"))
     if not whole:
-        missing = len(payload) < _HEAD.size + length + _CRC.size
+        missing = len(checked) < _HEAD.size + length
         raise BadToken(_TRUNCATED if missing else _CORRUPTED)
     if version != VERSION:
         raise BadToken("the token was made by a newer mesh: update this one, then try again")
@@ -163,21 +149,6 @@ def parse_untrusted(text: str) -> Token:
 
 _TRUNCATED = "the token's end is missing: copy the whole line again"
 _CORRUPTED = "the token is corrupted, a character in it is wrong: copy it again"
-
-
-def _payload(letters: str) -> bytes:
-    """The bytes spelled by `letters`; the zero padding of the last one is checked."""
-    strange = set(letters) - set(_ALPHABET)
-    if strange:
-        shown = min(strange)
-        raise BadToken(f"the token is corrupted, it cannot contain {shown!r}: copy it again")
-    if len(letters) % 8 in (1, 3, 6):  # no whole number of bytes is this long in base32
-        raise BadToken("the token's length is wrong, a piece is missing or added: copy it again")
-    padded = letters.translate(_TO_BASE32) + "=" * (-len(letters) % 8)
-    payload = base64.b32decode(padded)
-    if base64.b32encode(payload).decode("ascii") != padded:
-        raise BadToken(_CORRUPTED)
-    return payload
 
 
 def _parse_body(body: bytes, length: int) -> Token:
