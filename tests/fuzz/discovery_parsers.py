@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from typing import Any
 
+from discovery import reply
 from discovery.grants import (
     GrantError,
     Role,
@@ -18,6 +17,7 @@ from discovery.grants import (
 )
 from discovery.invites import BadInviteState, InviteBook, InviteRefused
 from discovery.roster import BadRosterState, Member, Roster
+from discovery.spelling import read_untrusted, spell
 from discovery.token import (
     PREFIX,
     SECRET_BYTES,
@@ -37,9 +37,6 @@ NOW = 1_800_000_000
 ROOT = identity(5)
 MESH = ROOT.peer.key
 SECRET = Secret(bytes(range(16)))
-_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
-_ALPHABET = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
-_TO_BECH32 = str.maketrans(_BASE32, _ALPHABET)
 
 
 # --- tokens -------------------------------------------------------------------------------------
@@ -63,22 +60,44 @@ def token() -> Token:
 
 def token_body() -> bytes:
     """The payload under the checksum."""
-    letters = encode(token())[len(PREFIX) :].translate(str.maketrans(_ALPHABET, _BASE32))
-    padded = letters.upper() + "=" * (-len(letters) % 8)
-    return base64.b32decode(padded)[:-4]
+    return read_untrusted(encode(token())[len(PREFIX) :])[0]
 
 
 def seal_token(body: bytes) -> bytes:
-    """The right length and checksum over a wrong body, spelled as a token is."""
-    payload = body + binascii.crc32(body).to_bytes(4, "little")
-    letters = base64.b32encode(payload).decode().rstrip("=").lower()
-    return (PREFIX + letters.translate(_TO_BECH32)).encode()
+    """The right checksum over a wrong body, spelled as a token is."""
+    return (PREFIX + spell(body)).encode()
 
 
 def run_token(data: bytes) -> Token:
     found = parse_untrusted(text_of(data))
     check(parse_untrusted(encode(found)) == found, "a token reads back")
     check("secret=Secret(…)" in repr(found), "a token's repr hides its secret")
+    return found
+
+
+# --- reply codes --------------------------------------------------------------------------------
+
+INVITE_HASH = bytes(range(32))
+
+
+def reply_body() -> bytes:
+    places = (("192.0.2.1", 9), ("2001:db8::1", 7))
+    code = reply.encode(reply.Reply(b"invite-1", b"nonce--1", places), INVITE_HASH)
+    return read_untrusted(code[len(reply.PREFIX) :])[0]
+
+
+def seal_reply(body: bytes) -> bytes:
+    return (reply.PREFIX + spell(body)).encode()
+
+
+def run_reply(data: bytes) -> reply.Reply:
+    found = reply.parse_untrusted(text_of(data))
+    again = reply.parse_untrusted(reply.encode(found, INVITE_HASH))
+    check(again == found, "a reply code reads back")
+    check(
+        not reply.check(found, INVITE_HASH) or found.signed == reply_body(),
+        "nobody without the secret makes a code that holds",
+    )
     return found
 
 
@@ -186,6 +205,10 @@ PARSERS = (
     Parser(
         *("invite token", (BadToken,), lambda: [token_body()], run_token),
         format=SealedFormat(seal_token),
+    ),
+    Parser(
+        *("reply code", (reply.BadReply,), lambda: [reply_body()], run_reply),
+        format=SealedFormat(seal_reply),
     ),
     Parser("grant", (GrantError,), grant_seeds, run_grant),
     Parser(
