@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 JOIN_TIMEOUT_S = 10.0
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 30.0
+LOOK_AGAIN_S = 0.2  # whether a dial of somebody else's has failed
 SIGHTINGS = Rate(per_s=0.2, burst=3)  # of one member, that have it dialled at once
 STRANGER_TIMEOUT_S = 30.0  # from a session's start to its introduction
 DIALS = Rate(per_s=4, burst=32)
@@ -69,6 +70,8 @@ class Connections:
         self._emit = emit
         self.look_around: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         """Returns once those were sighted who are on the local network; `run` waits for it."""
+        self.on_connected: Callable[[Session], None] = lambda _session: None
+        """Told of each session that the user was told of, at once."""
         self._kept: set[PeerId] = set()
         self._sighted: dict[PeerId, tuple[Candidate, ...]] = {}
         self._sightings = Buckets(SIGHTINGS)
@@ -236,6 +239,16 @@ class Connections:
         name, stats = self._membership.member_name(peer), session.stats
         text = f"connected to {name} ({peer.short}) over {stats.link_kind} at {stats.remote}"
         self._emit(Event(Kind.PEER, text, {"peer": str(peer), "name": name, "up": True}))
+        self.on_connected(session)
+
+    async def reach(self, peer: PeerId) -> None:
+        """Dials a member now, or waits for who is about to. Returns when it is introduced, or could
+        not be reached."""
+        if peer not in self._under_way:
+            await self._try_member(peer)
+        while peer in self._under_way and not self._membership.is_introduced(peer):
+            with trio.move_on_after(LOOK_AGAIN_S):
+                await self._membership.changed.wait()
 
     async def _try_member(self, peer: PeerId) -> bool:
         """Whether the member could be reached, and is introduced now."""

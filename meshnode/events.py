@@ -16,6 +16,7 @@ class Kind(Enum):
     NODE = "node"  # who and where this node is
     MODELS = "models"
     PEER = "peer"  # a peer came or went
+    PATH = "path"  # a peer is reached another way; data: link, address, relayed
     LEASE = "lease"  # lent or borrowed memory came or went
     PLAN = "plan"  # data: shares
     LOAD = "load"  # data: server, local_bytes, sent_bytes

@@ -37,11 +37,12 @@ from meshnode.introduction import MAX_NAME_CHARS
 from meshnode.membership import Membership
 from meshnode.models.shelf import Shelf
 from meshnode.paths import runtime_folder
+from meshnode.peers import Peers
 from meshnode.pipeline.deploy import Orchestrator
 from meshnode.pipeline.inventory import Inventory
 from meshnode.pipeline.lease import LeaseDesk
 from meshnode.state import Home
-from tunnels import AddressPolicy, Endpoint, ListenFailed, Session
+from tunnels import AddressPolicy, Endpoint, ListenFailed
 from tunnels.gate import ASK
 from tunnels.link import LINK_KINDS
 
@@ -75,6 +76,7 @@ class Node:
             transports=config.transports or tuple(LINK_KINDS),
         )
         self._connections = Connections(self._endpoint, self._membership, emit)
+        self._peers = Peers(self._endpoint, self._membership, self._connections, emit)
         self._administration = Administration(
             self._membership, self._connections.joining, self._endpoint.candidates
         )
@@ -124,6 +126,8 @@ class Node:
                 {
                     "invite": self._answer_invite,
                     "status": self._answer_status,
+                    "peers": self._peers.answer_peers,
+                    "ping": self._peers.answer_ping,
                     **dict.fromkeys(OPERATIONS, self._answer_members),
                 },
             )
@@ -133,13 +137,14 @@ class Node:
                 nursery.start_soon(self._orchestrator.run)
             self._introduce_node()
             self._join_neighbours(nursery)
+            await nursery.start(self._peers.run)
             nursery.start_soon(self._connections.run, self._config.joins)
 
     def status(self) -> Mapping[str, Any]:
         """What `/api/v1/status` and the live view show; JSON-ready."""
         status: dict[str, Any] = {
             "node": {"name": self._membership.name, "peer": str(self._endpoint.peer)},
-            "peers": [self._peer_status(session) for session in self._endpoint.sessions()],
+            "peers": self._peers.rows(),
         }
         if self._desk:
             status["lent"] = [
@@ -259,19 +264,6 @@ class Node:
 
     async def _answer_status(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
         return self.status()
-
-    def _peer_status(self, session: Session) -> dict[str, Any]:
-        peer, stats, rtt_s = session.peer, session.stats, session.rtt_s
-        return {
-            "name": self._membership.member_name(peer),
-            "peer": str(peer),
-            "member": self._membership.is_introduced(peer),
-            "link": stats.link_kind,
-            "address": stats.remote,
-            "rtt_ms": None if rtt_s is None else round(rtt_s * 1000, 3),
-            "bytes_in": stats.bytes_in,
-            "bytes_out": stats.bytes_out,
-        }
 
 
 def parse_invite_request(request: Mapping[str, Any]) -> tuple[Role, int, int]:

@@ -20,7 +20,8 @@ from tunnels.errors import (
 from tunnels.forward import ForwardFailed, connect_and_splice, listen_and_forward
 from tunnels.identity import Identity, verify
 from tunnels.peer import Candidate, PeerId, parse_peer_id_untrusted
-from tunnels.session import Session, SessionStats
+from tunnels.session import Session
+from tunnels.stats import LinkStats, SessionStats
 from tunnels.stream import Stream
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Identity",
     "IdentityError",
     "LinkClosed",
+    "LinkStats",
     "ListenFailed",
     "PeerId",
     "Session",

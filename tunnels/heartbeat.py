@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections import deque
 
 import trio
 
@@ -11,11 +11,12 @@ from tunnels.allowance import WAKE_S, Bucket, Rate
 from tunnels.errors import BadFrame, LinkClosed
 from tunnels.frames import Ping, Pong, Record, encode
 from tunnels.link import CloseCode, ProvenLink
+from tunnels.roundtrips import RoundTrips
 
 PING_INTERVAL_S = 1.0
 SUSPECT_S = 3.0
 DEAD_S = 10.0  # default of Endpoint(dead_after_s=...)
-RTT_SAMPLES = 5
+MAX_UNANSWERED = 10  # pings whose answers are still of interest
 PINGS = Rate(per_s=10, burst=200)  # heard of a peer; after an outage many come at once
 
 
@@ -29,14 +30,27 @@ class Heartbeat:
         self._backlog = list(proven.backlog)
         self._dead_after_s = dead_after_s
         self._pings = Bucket(PINGS, trio.current_time())
+        self._numbers = itertools.count(1)
         self._sent: dict[int, float] = {}
-        self._rtts: deque[float] = deque(maxlen=RTT_SAMPLES)
+        self._awaited: dict[int, trio.Event] = {}
+        self.round_trips = RoundTrips()
+        self.since_s = trio.current_time()
         self.suspected = False
 
     @property
     def rtt_s(self) -> float | None:
-        """The least of the last RTT_SAMPLES: queues make a ping late, never early."""
-        return min(self._rtts, default=None)
+        return self.round_trips.least_s
+
+    async def ping(self) -> float:
+        """One round trip over this link, in seconds. Waits for its answer, which may not come."""
+        sent_at = trio.current_time()
+        number = self._send_ping()
+        answered = self._awaited[number] = trio.Event()
+        try:
+            await answered.wait()
+        finally:
+            del self._awaited[number]
+        return trio.current_time() - sent_at
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -68,14 +82,15 @@ class Heartbeat:
                     answers.append(encode(Pong(number)))
                 case Pong(id=number):
                     if (sent_at := self._sent.pop(number, None)) is not None:
-                        self._rtts.append(trio.current_time() - sent_at)
+                        self.round_trips.add(trio.current_time() - sent_at)
+                    if (answered := self._awaited.get(number)) is not None:
+                        answered.set()
                 case _:
                     raise BadFrame(f"a {type(record).__name__} record on the control channel")
         if answers:
             self._control.send(b"".join(answers))
 
     async def _beat(self) -> None:
-        number = 0
         last_beat_s = trio.current_time()
         while True:
             now = trio.current_time()
@@ -90,11 +105,15 @@ class Heartbeat:
                 return
             if not await self._may_write():
                 return
-            number += 1
-            self._sent[number] = now
-            self._sent.pop(number - 2 * RTT_SAMPLES, None)
-            self._control.send(encode(Ping(number)))
+            self._send_ping()
             await trio.sleep(PING_INTERVAL_S)
+
+    def _send_ping(self) -> int:
+        number = next(self._numbers)
+        self._sent[number] = trio.current_time()
+        self._sent.pop(number - MAX_UNANSWERED, None)
+        self._control.send(encode(Ping(number)))
+        return number
 
     async def _may_write(self) -> bool:
         """Closes the link of a peer that is heard and takes nothing of what we say."""

@@ -28,6 +28,7 @@ from tunnels.frames import clip_reason
 from tunnels.handshake import Role
 from tunnels.link import LINK_KINDS, CloseCode, Closure, NeverLent
 from tunnels.peer import format_address
+from tunnels.stats import Losses
 
 UNSENT_BYTES = 256 << 10  # queued in a channel and not yet sent once: beyond, writers wait
 UNPROVEN_BYTES = 64 << 10  # all a stranger may send before it has proven its key
@@ -187,6 +188,10 @@ class QuicLink:
     @property
     def address(self) -> Address:
         return self._address
+
+    @property
+    def losses(self) -> Losses:
+        return Losses(tuning.packets_sent(self.quic), self.quic.packets_lost)
 
     # --- the link protocol --------------------------------------------------------------
 

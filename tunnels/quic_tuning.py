@@ -5,7 +5,7 @@ Each item says what upstream lacks; tests/tunnels/test_quic_tuning.py fails when
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from aioquic.quic.connection import (
@@ -16,7 +16,7 @@ from aioquic.quic.connection import (
 )
 from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.packet import QuicFrameType
-from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.packet_builder import QuicPacketBuilder, QuicSentPacket
 from aioquic.quic.recovery import QuicPacketPacer, QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 from cryptography import x509
@@ -65,6 +65,8 @@ class BoundedConnection(QuicConnection):
         super().__init__(*args, **options)
         self._local_max_data: Limit = _TakenLimit(self._local_max_data)
         self.held_bytes: Callable[[int | None], int] = lambda _stream_id: 0
+        self.packets_lost = 0
+        _count_losses(self)
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         limit = self._local_max_data
@@ -95,6 +97,24 @@ class BoundedConnection(QuicConnection):
         buffer.push_uint_var(stream.stream_id or 0)
         buffer.push_uint_var(stream.max_stream_data_local)
         stream.max_stream_data_local_sent = stream.max_stream_data_local
+
+
+def _count_losses(quic: BoundedConnection) -> None:
+    """Upstream tells its congestion control alone. What a probe timeout sends again is not taken
+    for lost there (`congestion_event`), and not here."""
+    forget: Callable[..., None] = quic._loss._on_packets_lost
+
+    def counted(*, packets: Iterable[QuicSentPacket], **options: Any) -> None:
+        lost = tuple(packets)
+        quic.packets_lost += len(lost) if options.get("congestion_event", True) else 0
+        forget(packets=lost, **options)
+
+    quic._loss._on_packets_lost = counted  # type: ignore[method-assign]
+
+
+def packets_sent(quic: QuicConnection) -> int:
+    """Packets are numbered through."""
+    return quic._packet_number
 
 
 class TickPacer(QuicPacketPacer):

@@ -37,6 +37,7 @@ from tunnels.link import Channel, CloseCode, Link, ProvenLink
 from tunnels.opening import first_records, hear_header, refuse
 from tunnels.peer import PeerId
 from tunnels.resume import StreamState
+from tunnels.stats import LinkStats, SessionStats, link_stats
 from tunnels.stream import Stream
 
 MAX_STREAMS = 100  # open at once in one session; a QUIC link carries 128 channels each way
@@ -51,16 +52,6 @@ Given = TypeVarTuple("Given")
 Handler = Callable[[Stream], Awaitable[None]]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SessionStats:
-    """Bytes on the wire over all links so far; the link in use (kind, remote address)."""
-
-    bytes_in: int
-    bytes_out: int
-    link_kind: str | None
-    remote: str | None
 
 
 @dataclass(frozen=True)
@@ -101,6 +92,7 @@ class Session:
         self._keeping = Pool()
         self._channels = Bucket(CHANNELS, trio.current_time())
         self._is_member = False
+        self.since_s = trio.current_time()
 
     def __repr__(self) -> str:
         return f"Session({self.peer.short})"
@@ -149,6 +141,25 @@ class Session:
             link_kind=best.kind if best else None,
             remote=best.remote if best else None,
         )
+
+    def links(self) -> list[LinkStats]:
+        """Each link that stands, the one in use first."""
+        best = self.best_link
+        beats = sorted(self._beats.items(), key=lambda one: one[0] is not best)
+        return [link_stats(link, beat, in_use=link is best) for link, beat in beats]
+
+    async def ping(self, answered: Callable[[LinkStats, float], None]) -> None:
+        """One round trip over each link, all at once; `answered` is told how many seconds each
+        took. Returns when all have answered, which a dead one never does."""
+        best = self.best_link
+
+        async def measure(link: Link, beat: Heartbeat) -> None:
+            took_s = await beat.ping()
+            answered(link_stats(link, beat, in_use=link is best), took_s)
+
+        async with trio.open_nursery() as nursery:
+            for link, beat in self._beats.items():
+                nursery.start_soon(measure, link, beat)
 
     def welcome(self) -> None:
         """The peer is a member of something here: its links get a member's share of this node."""

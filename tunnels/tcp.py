@@ -20,6 +20,7 @@ from tunnels.errors import BadFrame, LinkClosed
 from tunnels.handshake import Role
 from tunnels.link import LINK_KINDS, CloseCode, Closure
 from tunnels.peer import format_address
+from tunnels.stats import Losses, kernel_losses
 from tunnels.tcp_channels import ControlChannel, TcpChannel
 from tunnels.tcp_connection import Connection, Spawn
 from tunnels.tcp_wire import (
@@ -116,6 +117,12 @@ class TcpLink:
     def bytes_out(self) -> int:
         live = sum(one.bytes_out for one in self._channels)
         return self._past_bytes_out + self._connection.bytes_out + live
+
+    @property
+    def losses(self) -> Losses | None:
+        """Of the connections that stand."""
+        connections = (self._connection, *self._channels)
+        return kernel_losses(one.socket.kernel for one in connections)
 
     @property
     def trusted(self) -> bool:

@@ -19,6 +19,7 @@ from meshnode.cli.engine import engine_group
 from meshnode.cli.logs import log_defect, log_nowhere
 from meshnode.cli.members import invites, leave, members, remove, revoke
 from meshnode.cli.node import serve, worker
+from meshnode.cli.peers import peers, ping
 from meshnode.cli.settings import home_option, take_invocation
 from meshnode.cli.views import give_up_output
 from meshnode.config import DEFAULT_INVITE_USES, parse_duration
@@ -62,7 +63,7 @@ def status(home: Path | None, as_json: bool) -> None:
     click.echo(json.dumps(answer, indent=None if as_json else 2))
 
 
-for command in (invites, revoke, members, remove, leave):
+for command in (invites, revoke, members, remove, leave, peers, ping):
     cli.add_command(command)
 cli.add_command(worker)
 cli.add_command(serve)

@@ -126,19 +126,51 @@ class LiveView:
 
 
 def _peers(status: Mapping[str, Any]) -> Table:
-    table = Table("peer", "link", "address", "RTT", "sent", "received", box=None, padding=(0, 2))
+    titles = ("peer", "link", "address", "path", "RTT", "loss", "sent", "received")
+    table = Table(*titles, box=None, padding=(0, 2))
     for peer in status.get("peers", ()):
-        rtt = peer.get("rtt_ms")
         _add_row(
             table,
             str(peer.get("name")),
             str(peer.get("link") or "-"),
             str(peer.get("address") or "-"),
-            "-" if rtt is None else f"{rtt:.1f} ms",
-            _mebibytes(peer.get("bytes_out")),
-            _mebibytes(peer.get("bytes_in")),
+            path_text(peer),
+            ms_text(peer.get("rtt_ms")),
+            loss_text(peer.get("loss")),
+            bytes_text(peer.get("bytes_out")),
+            bytes_text(peer.get("bytes_in")),
         )
     return table
+
+
+def path_text(link: Mapping[str, Any]) -> str:
+    relayed = link.get("relayed")
+    return "-" if relayed is None else "relayed" if relayed else "direct"
+
+
+def ms_text(milliseconds: float | None) -> str:
+    return "-" if milliseconds is None else f"{milliseconds:.1f} ms"
+
+
+def loss_text(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def duration_text(seconds: float) -> str:
+    """In the two largest units that say something. A clock set back makes it nothing."""
+    seconds = max(seconds, 0)
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
+    if days:
+        return f"{days} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min" if minutes else f"{int(seconds)} s"
+
+
+def bytes_text(size_bytes: int | None) -> str:
+    if size_bytes is not None and size_bytes < 2**20:
+        return f"{size_bytes / 2**10:.1f} KiB"
+    return _mebibytes(size_bytes)
 
 
 def _add_row(table: Table, *cells: str) -> None:

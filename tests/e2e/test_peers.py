@@ -1,0 +1,84 @@
+"""`mesh peers` and `mesh ping` between real processes, and what a careless user gets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from meshnode.demo.nodes import NodeProcess
+from tests.e2e.conftest import Mesh, World
+from tests.e2e.test_members import Commands
+
+pytestmark = pytest.mark.engine
+
+USAGE, NETWORK, HOME = 2, 4, 8
+
+
+@pytest.fixture
+def commands(mesh: Mesh, world: World) -> Commands:
+    return Commands(mesh, world)
+
+
+@asynccontextmanager
+async def two_nodes(world: World, commands: Commands) -> AsyncIterator[NodeProcess]:
+    """founder and guest, connected."""
+    async with world.worker(name="founder") as founder:
+        await founder.wait_event("node")
+        join = await commands.join_file("founder")
+        async with world.worker(join, name="guest") as guest:
+            await guest.wait_event("peer", containing="founder")
+            await founder.wait_event("peer", containing="guest")
+            yield founder
+
+
+async def test_connected_nodes_show_their_path_and_answer_pings(
+    world: World, commands: Commands
+) -> None:
+    async with two_nodes(world, commands):
+        await check_answers(commands)
+
+
+async def check_answers(commands: Commands) -> None:
+    [row] = (await commands.json("founder", "peers"))["peers"]
+    assert (row["name"], row["member"], row["relayed"]) == ("guest", True, False)
+    assert row["address"].startswith("127.0.0.1:")
+    listed = await commands.run("founder", "peers")
+    assert listed.stdout.splitlines()[0].split()[:3] == ["name", "peer", "link"]
+    assert row["peer"][:8] in listed.stdout
+    for who in ("guest", row["peer"], row["peer"][:6]):
+        done = await commands.run("founder", "ping", who, "-c", "2")
+        assert done.exit_code == 0, done.stderr
+        assert "guest" in done.stdout
+        assert "2 of 2 answered" in done.stdout
+    measured = await commands.json("founder", "ping", "guest", "-c", "3")
+    assert max(link["answered"] for link in measured["links"]) == 3
+    status = await commands.json("founder", "status")
+    assert status["peers"][0]["links"][0]["address"] == row["address"]
+
+
+async def test_whoever_is_not_known_is_a_usage_error(world: World, commands: Commands) -> None:
+    async with two_nodes(world, commands):
+        (await commands.run("founder", "ping", "toaster")).check(USAGE, "toaster", "mesh members")
+        (await commands.run("founder", "ping", "founder")).check(USAGE, "itself")
+        (await commands.run("founder", "ping")).check(USAGE, "PEER")
+        (await commands.run("founder", "ping", "guest", "-c", "0")).check(USAGE, "count")
+
+
+async def test_a_member_that_has_gone_is_told_of(world: World, commands: Commands) -> None:
+    async with world.worker(name="founder") as founder:
+        await founder.wait_event("node")
+        join = await commands.join_file("founder")
+        async with world.worker(join, name="guest") as guest:
+            await guest.wait_event("peer", containing="founder")
+        await founder.wait_event("peer", containing="lost guest")
+        (await commands.run("founder", "ping", "guest")).check(NETWORK, "guest", "running")
+        assert "no node is connected" in (await commands.run("founder", "peers")).stdout
+        assert json.loads((await commands.run("founder", "peers", "--json")).stdout)["peers"] == []
+
+
+def test_where_no_node_runs(mesh: Mesh) -> None:
+    mesh("peers").check(HOME, "mesh worker")
+    mesh("ping", "tower").check(HOME, "mesh worker")
