@@ -15,6 +15,7 @@ from tunnels.allowance import Rate
 from tunnels.errors import BadFrame, TunnelError
 from tunnels.gate import ServiceLimits
 from tunnels.handshake import Role
+from tunnels.meeting import Nats
 from tunnels.offers import (
     LENGTH,
     MAX_OFFER_BYTES,
@@ -24,7 +25,7 @@ from tunnels.offers import (
     encode,
     parse_untrusted,
 )
-from tunnels.peer import Candidate, NatKind, PeerId
+from tunnels.peer import Candidate, PeerId
 from tunnels.session import Session
 from tunnels.stream import Stream
 
@@ -43,8 +44,7 @@ class Ourselves:
     """What we offer."""
 
     candidates: Sequence[Candidate]
-    nat_v4: NatKind = NatKind.UNKNOWN
-    nat_v6: NatKind = NatKind.UNKNOWN
+    nats: Nats = Nats()
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ class Exchange:
         offer = Offer(
             nonce=secrets.token_bytes(NONCE_BYTES),
             public_key=private.public_key().public_bytes_raw(),
-            nat_v4=us.nat_v4,
-            nat_v6=us.nat_v6,
+            nat_v4=us.nats.v4,
+            nat_v6=us.nats.v6,
             want=want,
             seen=self._seen(peer),
             candidates=tuple(us.candidates),

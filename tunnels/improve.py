@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from tunnels.binding import Address
 from tunnels.dial import race, rank_of, ranked
 from tunnels.errors import TunnelError
 from tunnels.exchange import Exchange, Swap
 from tunnels.handshake import Role
 from tunnels.link import LINK_KINDS, CloseCode, ProvenLink
+from tunnels.meeting import Meeting, Nats, Punch
 from tunnels.offers import Want
 from tunnels.peer import Candidate, PeerId
 from tunnels.session import Session
@@ -30,9 +30,6 @@ DIRECT_RANK = max(LINK_KINDS[kind].rank for kind in ("quic", "tcp"))
 """Links of a higher one lead through somebody else."""
 
 log = logging.getLogger(__name__)
-
-Punch = Callable[[Swap], Awaitable[Address]]
-"""Where the peer's datagrams come from, once both have punched. Raises TunnelError."""
 
 
 class Improver:
@@ -130,7 +127,7 @@ class Improver:
 
     async def _meet(self, session: Session, swap: Swap, punch: Punch) -> None:
         try:
-            host, port = await punch(swap)
+            host, port = await punch(_meeting(swap))
         except TunnelError as error:
             log.debug("no way of datagrams to %s: %s", swap.peer.short, error)
             return
@@ -159,6 +156,17 @@ class Improver:
             for one in ranked(candidates, self._is_near)
             if rank_of(one, self._is_near(one.host)) < best.rank
         ]
+
+
+def _meeting(swap: Swap) -> Meeting:
+    theirs = [one for one in swap.theirs.candidates if one.transport == "quic"]
+    return Meeting(
+        swap.key,
+        swap.role,
+        tuple((one.host, one.port) for one in theirs),
+        mine=Nats(swap.mine.nat_v4, swap.mine.nat_v6),
+        theirs=Nats(swap.theirs.nat_v4, swap.theirs.nat_v6),
+    )
 
 
 def _by_tcp(swap: Swap) -> list[Candidate]:

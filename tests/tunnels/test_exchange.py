@@ -10,6 +10,7 @@ from tests.lab.nodes import Pair, two_nodes
 from tunnels import BadFrame, StreamRefused, StreamReset, TunnelError
 from tunnels.exchange import LIMITS, SERVICE, Exchange, Ourselves, Swap
 from tunnels.handshake import Role
+from tunnels.meeting import Nats
 from tunnels.offers import LENGTH, MAX_OFFER_BYTES, Offer, Want, encode
 from tunnels.peer import Candidate, NatKind, PeerId
 
@@ -24,7 +25,7 @@ class _Sides:
         self._news = trio.Event()
         self.alice = Exchange(lambda: Ourselves([]), _unseen, self._never)
         self.bob = Exchange(
-            lambda: Ourselves(PLACES, NatKind.EASY, NatKind.BLOCKED),
+            lambda: Ourselves(PLACES, Nats(NatKind.EASY, NatKind.BLOCKED)),
             lambda _peer: ("11.0.0.1", 40001),
             self._follow,
         )
