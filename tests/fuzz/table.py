@@ -8,6 +8,7 @@ from tests.fuzz import (
     members_parsers,
     meshnode_parsers,
     portmap_parsers,
+    probe_parsers,
     quic_parsers,
     tunnels_parsers,
 )
@@ -16,7 +17,8 @@ from tests.fuzz.parser import Parser
 PARSERS: dict[str, Parser] = {
     parser.name: parser
     for module in (
-        *(tunnels_parsers, quic_parsers, discovery_parsers, mdns_parsers, portmap_parsers),
+        *(tunnels_parsers, probe_parsers, quic_parsers),
+        *(discovery_parsers, mdns_parsers, portmap_parsers),
         *(members_parsers, meshnode_parsers),
     )
     for parser in module.PARSERS

@@ -1,0 +1,60 @@
+"""Many probes at once, where no single port can be named. Sans-IO.
+
+One side's NAT is hard: each destination sees it on another port, chosen at random. The other's lets
+in only who was sent to, address and port. So neither can name the port that the other must send to.
+But dice can be thrown on both sides (the birthday paradox):
+
+    fan     the hard side asks from each of FAN_SOCKETS more sockets, which opens that many ports of
+            its NAT towards the easy side
+    spray   the easy side asks SPRAYED_PORTS ports of the hard side's host, once each. What meets an
+            open one comes through, and its answer does too
+
+Of 64,512 ports, n tries miss 256 open ones with probability (1 - 256/64512)^n: 1.7 % after 1024,
+0.03 % after 2048.
+
+What whoever is aimed at has to bear: a fan is FAN_SOCKETS probes to one port, 24 KB on the wire; a
+spray SPRAYED_PORTS probes to one host, one a port, 188 KB over three seconds. That is no weapon: it
+takes a member that names the address to a node that trusts it with a session; it comes once a
+minute for each peer (punch.py), 3 KB/s in the long run; no probe is answered by more than itself;
+and it ends with the first answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tunnels.binding import Address
+from tunnels.probe_wire import Way
+
+FAN_SOCKETS = 256
+FAN_PER_S = 2560.0
+SPRAYED_PORTS = 2048
+SPRAY_PER_S = 683.0
+FIRST_PORT = 1024  # NATs give out this one and those above
+PORTS = 65536 - FIRST_PORT
+# The golden section of PORTS, and coprime to it: walked by this stride, ports lie evenly, however
+# many there are. As good as dice against a NAT that throws dice; and one that counts up, so that
+# its open ports are neighbours, is not missed.
+PORT_STRIDE = 39871
+
+
+@dataclass(frozen=True)
+class Salvo:
+    """To be asked over each of these ways once, so many a second."""
+
+    host: str
+    ways: Iterable[Way]
+    per_s: float
+
+
+def fan(to: Address) -> Salvo:
+    """From sockets 1 to FAN_SOCKETS to the easy side's address."""
+    ways = [Way(to, via) for via in range(1, FAN_SOCKETS + 1)]
+    return Salvo(to[0], ways, FAN_PER_S)
+
+
+def spray(host: str, first: int) -> Salvo:
+    """To ports of the hard side's host. first: any number; where the walk begins."""
+    ports = (FIRST_PORT + (first + n * PORT_STRIDE) % PORTS for n in range(SPRAYED_PORTS))
+    return Salvo(host, [Way((host, port)) for port in ports], SPRAY_PER_S)
