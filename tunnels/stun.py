@@ -118,7 +118,13 @@ def is_stun(datagram: bytes) -> bool:
     return len(datagram) >= HEAD_BYTES and datagram[0] < 4 and datagram[4:8] == _COOKIE
 
 
+def is_request(datagram: bytes) -> bool:
+    """Of those that `is_stun`."""
+    return datagram[:2] == _REQUEST
+
+
 _COOKIE = MAGIC_COOKIE.to_bytes(4, "big")
+_REQUEST = Type.REQUEST.to_bytes(2, "big")
 
 
 # --- the wire -----------------------------------------------------------------------------------
@@ -233,11 +239,11 @@ def _parse_failure_untrusted(found: dict[int, bytes]) -> tuple[int, tuple[int, .
 
 @dataclass(frozen=True)
 class Turn:
-    """What there is to do now. sends: datagrams with their targets. silent: servers of which
-    nothing will come any more."""
+    """What there is to do now. sends: datagrams with their targets. silent: questions to which no
+    answer will count any more."""
 
     sends: tuple[tuple[bytes, Address], ...]
-    silent: tuple[Address, ...]
+    silent: tuple[bytes, ...]
 
 
 @dataclass
@@ -250,7 +256,7 @@ class _Question:
 
 class Transactions:
     """I keep the questions under way and repeat them (section 6.2.1) until each is answered or
-    its server is called silent, 3.75 s after it was asked."""
+    given up, 3.75 s after it was asked."""
 
     def __init__(self) -> None:
         self._open: dict[bytes, _Question] = {}
@@ -264,13 +270,13 @@ class Transactions:
 
     def advance(self, now: float) -> Turn:
         sends: list[tuple[bytes, Address]] = []
-        silent: list[Address] = []
+        silent: list[bytes] = []
         for transaction, question in list(self._open.items()):
             if now < question.due_at_s:
                 continue
             if question.asked == TRIES:
                 del self._open[transaction]
-                silent.append(question.server)
+                silent.append(transaction)
                 continue
             question.asked += 1
             last = question.asked == TRIES
@@ -302,9 +308,16 @@ class Responder:
         self._per_network = Buckets(PER_NETWORK)
         self._in_all = Bucket(IN_ALL, now)
 
-    def answer(self, request: Request, sender: Address, now: float) -> bytes | None:
-        """None for a network, or a crowd, that has had enough."""
+    def answer_untrusted(self, datagram: bytes, sender: Address, now: float) -> bytes | None:
+        """None for what is no request, and for a network, or a crowd, that has had enough: of
+        those it is not even read."""
         if not self._per_network.take(network_of(sender[0]), now) or not self._in_all.take(now):
+            return None
+        try:
+            request = parse_untrusted(datagram)
+        except BadFrame:
+            return None
+        if not isinstance(request, Request):
             return None
         transaction, fingerprint = request.transaction, request.fingerprint
         if request.unknown:  # section 6.3.1

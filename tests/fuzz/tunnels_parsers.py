@@ -183,7 +183,7 @@ def run_stun(data: bytes) -> stun.Message:
     check(stun.is_stun(data), "what is parsed is told apart from what shares the port")
     if isinstance(said, stun.Request):
         for host in ("192.0.2.1", "2001:db8::1"):
-            answer = stun.Responder(0.0).answer(said, (host, 9), 0.0)
+            answer = stun.Responder(0.0).answer_untrusted(data, (host, 9), 0.0)
             check(answer is not None and len(answer) <= 2.2 * len(data), "no amplifier")
     else:
         check(stun.parse_untrusted(stun.encode(said)) == said, "an answer reads back")
