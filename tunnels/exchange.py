@@ -44,7 +44,7 @@ class Ourselves:
     """What we offer."""
 
     candidates: Sequence[Candidate]
-    nats: Nats = Nats()
+    nats: Nats = Nats()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True)
