@@ -120,3 +120,7 @@ floods *args:
 # speeds, as ratios to a baseline of the same run
 bench *args: build (build "--stock")
     @python -m tests.bench "$@"
+
+# every pair of networks, through every NAT: ./just netlab [--tries N] [--cells PATTERN …] [--write]
+netlab *args:
+    @python -m tests.netlab "$@"

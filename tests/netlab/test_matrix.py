@@ -1,0 +1,63 @@
+"""A few cells of the matrix, one try each; `./just netlab` tries them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.netlab import report
+from tests.netlab.expected import CELLS, Outcome
+from tests.netlab.seen import Seen, summed
+from tests.netlab.stations import open_stations
+from tests.netlab.topology import Internet, internet
+from tests.netlab.tries import Try, try_once
+
+pytestmark = pytest.mark.netlab
+
+FAST = (
+    "open-home",
+    "broken4-open",
+    "broken4-ipv6",
+    "lan",
+)
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Internet]:
+    with internet() as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", FAST)
+async def test_a_pair_of_networks_connects_as_expected(
+    net: Internet, tmp_path: Path, name: str
+) -> None:
+    cell = CELLS[name]
+    async with open_stations(net, tmp_path) as stations:
+        seen = await try_once(stations, cell)
+        assert seen.agrees(cell), seen
+
+
+def test_the_page_tells_what_was_seen_beside_what_was_expected() -> None:
+    wanted, other = CELLS["home-home+relay"], CELLS["sym-sym"]
+    direct = Try(Outcome.DIRECT, "quic", first_byte_s=0.5, direct_s=1.5)
+    relayed = Try(Outcome.RELAYED, "relay", first_byte_s=0.7)
+    seen = {
+        wanted.name: summed(wanted, [direct, direct, relayed]),
+        other.name: summed(other, [Try(Outcome.IMPOSSIBLE, took_reply_code=True)]),
+    }
+    page = report.page(seen)
+    assert f"1 of {len(CELLS)} cells as expected" in page
+    assert "| direct | **2/3** | quic 2, relay 1 | 0.50 / 0.70 s | 1.50 / 1.50 s |" in page
+    assert "| `home-home+relay` | direct: both punch" in page
+    assert "| S 1/1 |" in page
+
+
+def test_a_guess_may_miss_now_and_then_and_nothing_else_may() -> None:
+    direct, relayed = Try(Outcome.DIRECT), Try(Outcome.RELAYED)
+    for name, good in (("sym-home+relay", True), ("home-home+relay", False)):
+        cell = CELLS[name]
+        assert summed(cell, [direct] * 19 + [relayed]).is_good(cell) is good
+    assert not Seen().is_good(CELLS["lan"])
