@@ -116,7 +116,7 @@ class InviteBook:
             raise ValueError("an invite's id is eight bytes and used once")
         if not 1 <= uses <= MAX_USES:
             raise ValueError(f"an invite has 1 to {MAX_USES} uses")
-        invite = Invite(id, _hash(secret), mesh, role, created_at, expires_at, uses)
+        invite = Invite(id, secret_hash(secret), mesh, role, created_at, expires_at, uses)
         self._invites[id] = invite
         return invite
 
@@ -132,7 +132,7 @@ class InviteBook:
         invite = self._invites.get(id)
         if invite is None:
             raise UnknownInvite("this node knows no such invite: ask for a new one (`mesh invite`)")
-        if not hmac.compare_digest(invite.secret_hash, _hash(secret)):
+        if not hmac.compare_digest(invite.secret_hash, secret_hash(secret)):
             raise WrongSecret("the invite's secret is wrong: copy the whole token again")
         return invite
 
@@ -237,5 +237,6 @@ def _integer(value: object) -> int:
     return value
 
 
-def _hash(secret: Secret) -> bytes:
+def secret_hash(secret: Secret) -> bytes:
+    """What the book keeps of a secret."""
     return blake3(secret.reveal(), derive_key_context=_HASH_CONTEXT).digest()

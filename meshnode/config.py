@@ -66,6 +66,7 @@ class NodeConfig:
     transports: tuple[str, ...] = ()  # kinds of links to peers; none: whichever is best
     joins: tuple[Token, ...] = ()
     model_folders: tuple[Path, ...] = ()
+    accept_wait_s: int = 0  # for a reply code to be carried to an inviter that cannot be reached
     mdns: bool = True  # announced on the local network, and members followed there
 
 

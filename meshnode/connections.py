@@ -20,8 +20,10 @@ from meshnode.joining import Joining
 from meshnode.membership import Membership
 from meshnode.removal import Removal
 from meshnode.renewal import Renewal
+from meshnode.replies import Replies
 from tunnels import (
     Candidate,
+    DialFailed,
     Endpoint,
     PeerId,
     Session,
@@ -65,6 +67,7 @@ class Connections:
         self.removal = Removal(membership, self.introductions)
         self.renewal = Renewal(membership, self._reintroduce)
         self.hearsay = Hearsay(membership)
+        self.replies = Replies(endpoint, membership.ledger, emit)
         self._endpoint = endpoint
         self._membership = membership
         self._emit = emit
@@ -186,8 +189,8 @@ class Connections:
         if role is not None and has_more and role is not token.role and not expired:
             self._tell_kept_role(token, role)
         try:
+            session = await self._reach_inviter(token)
             with trio.fail_after(JOIN_TIMEOUT_S):
-                session = await self._endpoint.connect(token.inviter, token.candidates)
                 if redeems:
                     await self.joining.redeem(session, token)
                 await self._introduce(session, (token.mesh,))
@@ -199,6 +202,19 @@ class Connections:
                 f"joining failed: the inviter {token.inviter.short} was reached but did not answer "
                 f"in {JOIN_TIMEOUT_S:.0f} s; try again, or restart it"
             ) from None
+
+    async def _reach_inviter(self, token: Token) -> Session:
+        """Raises `TunnelError`. Where packets vanish, a reply code may help (replies.py)."""
+        try:
+            with trio.fail_after(JOIN_TIMEOUT_S):
+                return await self._endpoint.connect(token.inviter, token.candidates)
+        except DialFailed as error:
+            unheard = any(one.transport == "quic" for one in error.unheard)
+            if not (unheard and self.replies.wait_s):
+                raise
+        heard_at = await self.replies.call_back(token)
+        with trio.fail_after(JOIN_TIMEOUT_S):
+            return await self._endpoint.connect(token.inviter, [heard_at])
 
     def _tell_kept_role(self, token: Token, role: Role) -> None:
         name = self._membership.mesh_name(token.mesh)

@@ -13,6 +13,7 @@ from enum import Enum
 
 class Kind(Enum):
     INVITE = "invite"  # data: line, join command for the other machine
+    REPLY = "reply"  # data: line, what to run on the inviter's machine
     NODE = "node"  # who and where this node is
     MODELS = "models"
     PEER = "peer"  # a peer came or went

@@ -30,7 +30,7 @@ from meshnode.connections import Connections
 from meshnode.control import serve_control_socket
 from meshnode.engine.cache import Engine
 from meshnode.engine.sandbox.check import prepare_sandbox
-from meshnode.errors import NetworkError, UsageError
+from meshnode.errors import MeshError, NetworkError, UsageError
 from meshnode.events import Emit, Event, Kind
 from meshnode.gateway.server import serve_gateway
 from meshnode.introduction import MAX_NAME_CHARS
@@ -77,6 +77,7 @@ class Node:
         )
         self._connections = Connections(self._endpoint, self._membership, emit)
         self._peers = Peers(self._endpoint, self._membership, self._connections, emit)
+        self._connections.replies.wait_s = config.accept_wait_s
         self._administration = Administration(
             self._membership, self._connections.joining, self._endpoint.candidates
         )
@@ -124,6 +125,7 @@ class Node:
                 serve_control_socket,
                 self._home.folder,
                 {
+                    "accept": self._answer_accept,
                     "invite": self._answer_invite,
                     "status": self._answer_status,
                     "peers": self._peers.answer_peers,
@@ -250,6 +252,18 @@ class Node:
 
     def _first_invite(self) -> Token:
         return self._administration.first_invite(DEFAULT_INVITE_LIFETIME_S, DEFAULT_INVITE_USES)
+
+    async def accept(self, code: str) -> None:
+        """Follows a reply code that was pasted here; what comes of it is an event."""
+        try:
+            where = await self._connections.replies.accept(code)
+        except MeshError as error:
+            self._emit(Event(Kind.WARNING, str(error)))
+        else:
+            self._emit(Event(Kind.NODE, f"the other machine is heard at {where}; it joins now"))
+
+    async def _answer_accept(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"address": await self._connections.replies.accept(str(request.get("code", "")))}
 
     async def _answer_invite(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         role, lifetime_s, uses = parse_invite_request(request)

@@ -154,4 +154,8 @@ async def race(
     if results:
         return results[0]
     nobody = f"nobody answered within {GIVE_UP_S:.0f} s"
-    raise DialFailed(peer, [(one, failures.get(one, nobody)) for one in candidates])
+    raise DialFailed(
+        peer,
+        [(one, failures.get(one, nobody)) for one in candidates],
+        unheard=[one for one in candidates if one not in failures],
+    )

@@ -23,6 +23,7 @@ from tunnels.heartbeat import DEAD_S
 from tunnels.identity import Identity
 from tunnels.improve import Improver
 from tunnels.link import LINK_KINDS, CloseCode, Introduction, Link, ProvenLink, Transport, prove
+from tunnels.meeting import Meeting, Nats
 from tunnels.network import HostNetwork, Network
 from tunnels.peer import Candidate, PeerId
 from tunnels.quic import QuicLink
@@ -99,6 +100,8 @@ class Endpoint:
         )
         self._improver.exchange = Exchange(self._ourselves, self._seen, self._improver.follow)
         self._stopped = False
+        self.nats: Callable[[], Nats] = Nats
+        """What is known of the NATs before this node; replaced by whoever finds out."""
         self.serve(PATHS, self._improver.exchange.serve, PATHS_LIMITS)
 
     # --- running ------------------------------------------------------------------------
@@ -191,8 +194,17 @@ class Endpoint:
         whenever our candidates are. Those over links that this node does not take are left out."""
         self._further.append(source)
 
+    async def punch(self, meeting: Meeting) -> tuple[str, int]:
+        """Send to somebody while they send to us, so that the NATs between let both through. Where
+        they are heard; `connect` with that as a candidate is next, on the dialler's side. Raises
+        TunnelError."""
+        self._still_running()
+        if self._improver.punch is None:
+            raise TunnelError("this node sends no datagrams (--transport): nothing can be punched")
+        return await self._improver.punch(meeting)
+
     def _ourselves(self) -> Ourselves:
-        return Ourselves(self.candidates())
+        return Ourselves(self.candidates(), self.nats())
 
     def _seen(self, peer: PeerId) -> tuple[str, int] | None:
         """Where its datagrams come from; None where they do not come straight."""

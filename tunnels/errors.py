@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,11 +50,19 @@ class DialFailed(TunnelError):
     """No candidate led to the peer.
 
     `failures` pairs each candidate tried with the sentence why it failed, in order of trial.
+    unheard: those that nothing came back from, not even a refusal: a NAT or a firewall may be
+    between.
     """
 
-    def __init__(self, peer: PeerId, failures: Sequence[tuple[Candidate, str]]) -> None:
+    def __init__(
+        self,
+        peer: PeerId,
+        failures: Sequence[tuple[Candidate, str]],
+        unheard: Collection[Candidate] = (),
+    ) -> None:
         self.peer = peer
         self.failures = tuple(failures)
+        self.unheard = tuple(unheard)
         if self.failures:
             tried = "; ".join(f"{candidate}: {why}" for candidate, why in self.failures)
             text = f"cannot reach {peer.short}; tried {tried}"

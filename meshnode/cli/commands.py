@@ -55,6 +55,17 @@ def invite(
 
 
 @cli.command()
+@click.argument("code", nargs=-1, required=True)
+@home_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def accept(code: tuple[str, ...], home: Path | None, as_json: bool) -> None:
+    """Let in a machine that found no way here: CODE is what it printed (meshr1…)."""
+    answer = ask_node(home or default_home(), {"op": "accept", "code": "".join(code)})
+    text = f"the other machine is heard at {answer['address']}; it joins now"
+    click.echo(json.dumps(answer) if as_json else text)
+
+
+@cli.command()
 @home_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def status(home: Path | None, as_json: bool) -> None:

@@ -13,6 +13,7 @@ import trio
 
 from meshnode.cli.engine import ensure_engine
 from meshnode.cli.logs import LOG_NAME, log_to
+from meshnode.cli.prompt import DEFAULT_ACCEPT_WAIT_S, follow_pasted_codes, is_at_terminal
 from meshnode.cli.settings import DEFAULT_HTTP, Invocation, home_option, read_settings
 from meshnode.cli.signals import run_until_signal
 from meshnode.cli.views import choose_view
@@ -25,6 +26,7 @@ from meshnode.config import (
     ServeConfig,
     Split,
     parse_address,
+    parse_duration,
     parse_size,
     parse_transports,
 )
@@ -50,6 +52,12 @@ def _node_options(command: _Command) -> _Command:
             "--mdns/--no-mdns",
             default=True,
             help="Announce this node on the local network, and find members there.",
+        ),
+        click.option(
+            "--wait-accept",
+            metavar="TIME",
+            help="How long to wait for `mesh accept` where the inviter cannot be reached, like 10m "
+            "(default: that, at a terminal).",
         ),
         click.option("--threads", type=click.IntRange(1), help="CPU threads of the engine."),
         click.option("--device", help="Devices to lend, by name, with commas between."),
@@ -149,9 +157,16 @@ def _node_config(
         transports=parse_transports(options["transport"], LINK_KINDS),
         joins=joins,
         model_folders=options["models"],
+        accept_wait_s=_accept_wait_s(options["wait_accept"]),
         mdns=options["mdns"],
     )
     return config, bare_rpc
+
+
+def _accept_wait_s(given: str | None) -> int:
+    if given is None:
+        return DEFAULT_ACCEPT_WAIT_S if is_at_terminal() else 0
+    return parse_duration(given)
 
 
 def _lend_config(options: dict[str, Any]) -> LendConfig:
@@ -171,7 +186,13 @@ def _run(launch: Launch, log_format: str) -> None:
         node = Node(
             home, launch.node, lend=launch.lend, serve=launch.serve, engine=engine, emit=view.emit
         )
-        trio.run(run_until_signal, node.run, lambda: view.run(node.status), _until_our_parent_ends)
+        trio.run(
+            run_until_signal,
+            node.run,
+            lambda: view.run(node.status),
+            lambda: follow_pasted_codes(node.accept),
+            _until_our_parent_ends,
+        )
 
 
 async def _until_our_parent_ends() -> None:

@@ -100,7 +100,7 @@ class LiveView:
         self._lines: list[Text] = []
 
     def emit(self, event: Event) -> None:
-        if event.kind is Kind.INVITE:  # must stay on screen, whole, to be copied
+        if event.kind in (Kind.INVITE, Kind.REPLY):  # must stay on screen, whole, to be copied
             self._console.print(event.text, soft_wrap=True, highlight=False, markup=False)
             return
         style = "yellow" if event.kind is Kind.WARNING else ""
