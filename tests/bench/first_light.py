@@ -25,6 +25,7 @@ from meshnode.engine.llama_server import LlamaServerOptions, open_llama_server
 from tests.engine.synthetic import make_model
 
 LINKS = ("quic", "tcp")
+ALONE, STOCK = "alone", "stock RPC, TCP"
 LAYERS = 16
 LOCAL_LAYERS = 8
 REMOTE_LAYERS = LAYERS - LOCAL_LAYERS + 1  # with the output
@@ -64,23 +65,23 @@ class Case:
         return statistics.median(figure(one) for one in self.rounds)
 
 
-def bench_model(folder: Path) -> Path:
-    """The model of all benchmarks, in a folder of its own."""
+def bench_model(folder: Path, vocab: int = 32000) -> Path:
+    """The model of all benchmarks, in a folder of its own. vocab: what a row of logits weighs."""
     models = folder / "models"
     models.mkdir()
     return make_model(
-        models / "bench.gguf", layers=LAYERS, width=1024, vocab=32000, heads=16, ffn=2816
+        models / "bench.gguf", layers=LAYERS, width=1024, vocab=vocab, heads=16, ffn=2816
     )
 
 
 async def run_bench(bench: Bench, say: Callable[[str], None]) -> tuple[Case, ...]:
-    cases: dict[str, list[Round]] = {"alone": [], "stock RPC, TCP": []}
+    cases: dict[str, list[Round]] = {ALONE: [], STOCK: []}
     cases |= {f"mesh, {kind}": [] for kind in LINKS}
     async with _worker(bench) as token:
         for number in range(bench.rounds + 1):
             for name, run in (
-                ("alone", _alone(bench)),
-                ("stock RPC, TCP", _stock(bench)),
+                (ALONE, _alone(bench)),
+                (STOCK, _stock(bench)),
                 *((f"mesh, {kind}", _mesh(bench, token, kind)) for kind in LINKS),
             ):
                 result = await run

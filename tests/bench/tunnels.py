@@ -28,6 +28,9 @@ from typing import Any
 import click
 import trio
 
+from meshnode.cli.engine import build_showing_progress
+from meshnode.engine.build import BuildOptions
+from tests.bench.first_light import STOCK, Bench, bench_model, run_bench
 from tunnels import (
     Candidate,
     Endpoint,
@@ -283,12 +286,42 @@ def _verdict(
     return f"{what}: {ratio:.2f} (to reach: {goal}) {'ok' if reached else 'MISSED'}"
 
 
+TOKENS_OF_STOCK = {"tcp": 0.95, "quic": 0.88}  # to reach
+SMALL_VOCABULARY = 4096
+
+
+def token_verdicts(rounds: int, tokens: int) -> list[str]:
+    """A model over each kind of link, against stock RPC on raw TCP. With few logits a token: what
+    the link costs shows, not what llama.cpp sends over it."""
+    engine = build_showing_progress(BuildOptions())
+    stock = build_showing_progress(BuildOptions(stock=True))
+    with tempfile.TemporaryDirectory(prefix="mesh-bench-") as name:
+        folder = Path(name)
+        model = bench_model(folder, SMALL_VOCABULARY)
+        bench = Bench(model, engine, stock, folder, tokens, rounds)
+        cases = {case.name: case for case in trio.run(run_bench, bench, click.echo)}
+    speeds = {name: case.median(lambda one: one.tokens_per_s) for name, case in cases.items()}
+    return [
+        _verdict(
+            f"{kind} tok/s of stock RPC's", speeds[f"mesh, {kind}"] / speeds[STOCK], at_least=goal
+        )
+        for kind, goal in TOKENS_OF_STOCK.items()
+    ]
+
+
 @click.command()
 @click.option("--rounds", type=click.IntRange(1), default=5)
 @click.option("--trips", type=click.IntRange(100), default=2000, help="A round, of 10 KB each.")
 @click.option("--megabytes", type=click.IntRange(1), default=512, help="A round, in bulk.")
-def tunnels(rounds: int, trips: int, megabytes: int) -> None:
-    """10 KB there and back, and bulk: raw TCP, ssh -L, each kind of link."""
+@click.option("--tokens", type=click.IntRange(0), default=64, help="A round; 0: no model is run.")
+def tunnels(rounds: int, trips: int, megabytes: int, tokens: int) -> None:
+    """10 KB there and back, bulk, and tokens: raw TCP, ssh -L, each kind of link."""
+    _connections(rounds, trips, megabytes)
+    if tokens:
+        click.echo("\n" + "\n".join(token_verdicts(rounds, tokens)))
+
+
+def _connections(rounds: int, trips: int, megabytes: int) -> None:
     bulk_bytes = megabytes << 20
     with ExitStack() as stack:
         target = said(stack.enter_context(process(answer_for_ever)))
