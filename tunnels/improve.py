@@ -24,8 +24,9 @@ from tunnels.peer import Candidate, PeerId
 from tunnels.session import Session
 
 FIRST_PAUSE_S = 1.0  # after a session has begun, or its links have changed
-FIRST_PAUSE_INDIRECT_S = 0.1  # while its bytes go through somebody else
+FIRST_PAUSE_INDIRECT_S = 0.1  # while its bytes go through somebody else: that is felt
 LAST_PAUSE_S = 60.0
+PAUSE_GROWTH = 3.0
 DIRECT_RANK = max(LINK_KINDS[kind].rank for kind in ("quic", "tcp"))
 """Links of a higher one lead through somebody else."""
 
@@ -73,18 +74,20 @@ class Improver:
 
     async def _run(self, session: Session) -> None:
         try:
-            pause_s = FIRST_PAUSE_S
+            pause_s = self._first_pause_s(session)
             while not session.closed.is_set():
-                best = session.best_link
-                if best is not None and best.rank > DIRECT_RANK and pause_s == FIRST_PAUSE_S:
-                    pause_s = FIRST_PAUSE_INDIRECT_S
                 if await self._something_happens(session, pause_s):
-                    pause_s = FIRST_PAUSE_S
+                    pause_s = self._first_pause_s(session)
                     continue
                 await self._try(session)
-                pause_s = min(2 * max(pause_s, FIRST_PAUSE_S), LAST_PAUSE_S)
+                pause_s = min(PAUSE_GROWTH * pause_s, LAST_PAUSE_S)
         finally:
             del self._candidates[session]
+
+    def _first_pause_s(self, session: Session) -> float:
+        best = session.best_link
+        is_straight = best is None or best.rank <= DIRECT_RANK
+        return FIRST_PAUSE_S if is_straight else FIRST_PAUSE_INDIRECT_S
 
     async def _something_happens(self, session: Session, within_s: float) -> bool:
         happened = False
