@@ -79,7 +79,7 @@ class Node:
         self._peers = Peers(self._endpoint, self._membership, self._connections, emit)
         self._connections.replies.wait_s = config.accept_wait_s
         self._administration = Administration(
-            self._membership, self._connections.joining, self._endpoint.candidates
+            self._membership, self._connections.joining, self._endpoint.meeting_places
         )
         inventory = Inventory(engine)
         shelf = Shelf(config.model_folders, home.subfolder("manifests"))

@@ -84,7 +84,7 @@ class Replies:
         return str(Candidate("quic", host, port))
 
     def _our_addresses(self) -> tuple[tuple[str, int], ...]:
-        ours = [one for one in self._endpoint.candidates() if one.transport == "quic"]
+        ours = [one for one in self._endpoint.meeting_places() if one.transport == "quic"]
         ours.sort(key=lambda one: _KIND_ORDER.get(one.kind, len(_KIND_ORDER)))
         return tuple((one.host, one.port) for one in ours)
 

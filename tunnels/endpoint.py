@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from tunnels.allowance import Budget
+from tunnels.binding import Address
 from tunnels.credit import INITIAL_WINDOW_BYTES
 from tunnels.dial import AddressPolicy, race, ranked
 from tunnels.doors import Doors
@@ -23,8 +24,9 @@ from tunnels.heartbeat import DEAD_S
 from tunnels.identity import Identity
 from tunnels.improve import Improver
 from tunnels.link import LINK_KINDS, CloseCode, Introduction, Link, ProvenLink, Transport, prove
-from tunnels.meeting import Meeting, Nats
+from tunnels.meeting import Meeting
 from tunnels.network import HostNetwork, Network
+from tunnels.outside import OutsideView, Server
 from tunnels.peer import Candidate, PeerId
 from tunnels.quic import QuicLink
 from tunnels.session import Handler, Session, SessionSetup, new_epoch
@@ -64,6 +66,7 @@ class Endpoint:
     dead_after_s: how long a silent peer is kept (it is suspected after 3 s).
     network: where the sockets live; tests pass one made of memory.
     transports: which kinds of links are made and taken, names of LINK_KINDS.
+    stun: servers asked, beside our peers, how we look from outside; None: nobody is asked.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Endpoint:
         dead_after_s: float = DEAD_S,
         network: Network | None = None,
         transports: Collection[str] = tuple(LINK_KINDS),
+        stun: Collection[Server] | None = None,
     ) -> None:
         if not transports or not set(transports) <= set(LINK_KINDS):
             raise ValueError(f"links are of these kinds: {', '.join(LINK_KINDS)}")
@@ -92,7 +96,11 @@ class Endpoint:
         self._subscribers: list[trio.MemorySendChannel[SessionUp | SessionDown]] = []
         self._kinds = frozenset(transports)
         self._doors: Doors | None = None
-        self._further: list[Callable[[], Iterable[Candidate]]] = []
+        self.candidates_changed = trio.Event()  # another one after each change
+        tell, seen = self.tell_candidates_changed, self._direct_addresses
+        self.outside = OutsideView(self._network, stun, seen, policy, tell)
+        self.nats = self.outside.nats
+        self._further: list[Callable[[], Iterable[Candidate]]] = [self.outside.candidates]
         self._transports: dict[str, Transport] = {}
         self._nursery: trio.Nursery | None = None
         self._improver = Improver(
@@ -100,8 +108,6 @@ class Endpoint:
         )
         self._improver.exchange = Exchange(self._ourselves, self._seen, self._improver.follow)
         self._stopped = False
-        self.nats: Callable[[], Nats] = Nats
-        """What is known of the NATs before this node; replaced by whoever finds out."""
         self.serve(PATHS, self._improver.exchange.serve, PATHS_LIMITS)
 
     # --- running ------------------------------------------------------------------------
@@ -162,6 +168,7 @@ class Endpoint:
                 nursery.start_soon(transport.run)
         if doors.datagrams is not None:
             nursery.start_soon(doors.datagrams.run)
+        nursery.start_soon(self.outside.run, doors.datagrams)
 
     def serve(self, service: str, handler: Handler, limits: ServiceLimits = WORK) -> None:
         """Hand streams opened to `service` to `handler`, which owns each until it returns.
@@ -203,8 +210,21 @@ class Endpoint:
             raise TunnelError("this node sends no datagrams (--transport): nothing can be punched")
         return await self._improver.punch(meeting)
 
+    def tell_candidates_changed(self) -> None:
+        """For whoever added some."""
+        self.candidates_changed.set()
+        self.candidates_changed = trio.Event()
+
+    def _direct_addresses(self) -> list[Address]:
+        """Of peers that answer over UDP."""
+        return [address for peer in self._sessions if (address := self._seen(peer)) is not None]
+
+    def meeting_places(self) -> list[Candidate]:
+        """Our candidates, and what helps those alone who punch: where a hard NAT was seen."""
+        return [*self.candidates(), *self.outside.guesses()]
+
     def _ourselves(self) -> Ourselves:
-        return Ourselves(self.candidates(), self.nats())
+        return Ourselves(self.meeting_places(), self.nats())
 
     def _seen(self, peer: PeerId) -> tuple[str, int] | None:
         """Where its datagrams come from; None where they do not come straight."""

@@ -51,6 +51,14 @@ class NatFacts:
             return self.mapped[:MAX_MAPPED]
         return ()
 
+    @property
+    def hard_at(self) -> tuple[Address, ...]:
+        """Of a HARD NAT, an address on each of its hosts."""
+        if self.kind is not NatKind.HARD:
+            return ()
+        by_host = {host: (host, port) for host, port in reversed(self.mapped)}
+        return tuple(by_host.values())[-MAX_MAPPED:]
+
 
 def judge(
     answers: Mapping[Address, Address | None], own_hosts: Collection[str], own_port: int

@@ -10,29 +10,20 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import secrets
 import socket as sockets
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 
 from tunnels.binding import Address
 from tunnels.demux import SharedSocket
 from tunnels.dial import AddressPolicy
-from tunnels.errors import BadFrame
+from tunnels.meeting import Nats
 from tunnels.nat import NatFacts, is_worth_asking, judge
 from tunnels.network import Network
 from tunnels.peer import Candidate, format_address
-from tunnels.stun import (
-    TRANSACTION_BYTES,
-    Request,
-    Responder,
-    Success,
-    Transactions,
-    is_request,
-    parse_untrusted,
-)
+from tunnels.stun_port import StunPort
 
 CHECK_S = 60.0
 CHECK_AGAIN_S = 10.0  # while nobody answers
@@ -82,61 +73,59 @@ class _Resolved:
     fresh_until_s: float
 
 
-@dataclass
-class _Question:
-    over: trio.Event = field(default_factory=trio.Event)
-    mapped: Address | None = None
-
-
 class OutsideView:
-    """I ask servers how our socket looks from outside, and tell others how theirs does.
+    """I know how our socket looks from outside.
 
-    servers: None: nobody is asked, others are answered all the same. peers: addresses of nodes of
-    ours, which answer too; those on our own networks see no more than we do and are left out.
-    policy: of addresses that servers name, those it refuses are no candidates.
+    servers: None: nobody is asked, not even peers; others are answered all the same. peers:
+    addresses of nodes of ours, which answer too; those on our own networks see no more than we do
+    and are left out. policy: of addresses that servers name, those it refuses are no candidates.
     """
 
     def __init__(
         self,
-        socket: SharedSocket,
         network: Network,
         servers: Collection[Server] | None,
-        *,
         peers: Callable[[], Iterable[Address]] = tuple,
         policy: AddressPolicy = AddressPolicy(),  # noqa: B008 - frozen
+        on_change: Callable[[], None] = lambda: None,
         resolve: Resolve = resolve,
     ) -> None:
-        self.changed = trio.Event()  # another one after each change
         self.checked = trio.Event()  # all were asked once
         self.answers: dict[Address, Address | None] = {}  # of this check: what a server saw
         self.unresolved: tuple[Server, ...] = ()
-        self._socket = socket
         self._network = network
         self._servers = servers
         self._peers = peers
         self._policy = policy
+        self._on_change = on_change
         self._resolve = resolve
         self._names: dict[Server, _Resolved] = {}
         self._facts = dict.fromkeys(VERSIONS, NatFacts())
-        self._transactions = Transactions()
-        self._questions: dict[bytes, _Question] = {}
-        self._asked = trio.Event()
+        self._bound_host = ""
         self._check_now = trio.Event()
-        self._responder = Responder(trio.current_time())
-        socket.on_stun = self._on_stun
 
     def facts(self, version: int) -> NatFacts:
         """version: 4 or 6."""
         return self._facts[version]
 
+    def nats(self) -> Nats:
+        return Nats(*(self._facts[version].kind for version in VERSIONS))
+
     def candidates(self) -> list[Candidate]:
         """Where peers may try to reach us through a NAT."""
-        bound_host, own = self._socket.local[0], self._network.interface_addresses()
+        return self._candidates(lambda facts: facts.reachable_at)
+
+    def guesses(self) -> list[Candidate]:
+        """One at each host where a hard NAT was seen. The port there is another peer's."""
+        return self._candidates(lambda facts: facts.hard_at)
+
+    def _candidates(self, of: Callable[[NatFacts], Iterable[Address]]) -> list[Candidate]:
+        own = self._network.interface_addresses()
         return [
             Candidate("quic", host, port, "reflexive")
-            for version in VERSIONS
-            for host, port in self._facts[version].reachable_at
-            if self._policy.refusal(host, bound_host=bound_host, own_addresses=own) is None
+            for facts in self._facts.values()
+            for host, port in of(facts)
+            if not self._policy.refusal(host, bound_host=self._bound_host, own_addresses=own)
         ]
 
     def check_now(self) -> None:
@@ -144,71 +133,81 @@ class OutsideView:
         self._names.clear()
         self._check_now.set()
 
-    async def run(self) -> None:
-        """Until cancelled; returns at once when nobody is to be asked."""
-        if self._servers is None:
+    async def run(self, socket: SharedSocket | None) -> None:
+        """Until cancelled. Returns at once when nobody is asked, or there is no UDP to ask over."""
+        port = None if socket is None else StunPort(socket)
+        if port is None or self._servers is None:
             self.checked.set()
             return
+        self._bound_host = port.local[0]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._repeat_questions)
+            nursery.start_soon(port.run)
             while True:
                 self._check_now = trio.Event()
-                await self._check(self._servers)
+                await self._check(port, self._servers)
                 self.checked.set()
-                await self._hold()
+                await self._hold(port)
 
-    # --- checking -----------------------------------------------------------------------
-
-    async def _check(self, servers: Collection[Server]) -> None:
+    async def _check(self, port: StunPort, servers: Collection[Server]) -> None:
         """Each is asked as soon as its address is known: a dead name holds up no other."""
         self.answers = {}
+        unresolved = set()
+
+        async def look_up(server: Server) -> None:
+            places = await self._places_of(server)
+            if not places:
+                unresolved.add(server)
+            for place in places:
+                nursery.start_soon(self._hear, port, place)
+
         async with trio.open_nursery() as nursery:
             for server in servers:
-                nursery.start_soon(self._ask_named, server)
+                nursery.start_soon(look_up, server)
             for peer in self._peers():
                 if not self._network.is_near(peer[0]):
-                    nursery.start_soon(self._hear, peer)
-        self.unresolved = tuple(one for one in servers if not self._names[one].places)
+                    nursery.start_soon(self._hear, port, peer)
+        self.unresolved = tuple(one for one in servers if one in unresolved)
         for version in VERSIONS:
-            self._learn(version, self._judged(version))
+            self._learn(version, self._judged(version, port.local[1]))
 
-    async def _ask_named(self, server: Server) -> None:
+    async def _places_of(self, server: Server) -> Sequence[Address]:
+        """Those of last time when it cannot be looked up."""
         known, now = self._names.get(server), trio.current_time()
-        if known is None or not known.places or now > known.fresh_until_s:
-            found = await self._resolve(server)
-            if found or known is None:
-                known = self._names[server] = _Resolved(found, now + NAMES_FRESH_S)
-        async with trio.open_nursery() as nursery:
-            for place in known.places:
-                nursery.start_soon(self._hear, place)
+        if known is not None and known.places and now < known.fresh_until_s:
+            return known.places
+        places = await self._resolve(server)
+        if known is not None and not places:
+            return known.places
+        self._names[server] = _Resolved(places, now + NAMES_FRESH_S)
+        return places
 
-    async def _hear(self, server: Address) -> None:
+    async def _hear(self, port: StunPort, server: Address) -> None:
         """Two that answer are enough to go on with; the others may mend it."""
-        bound_host, own = self._socket.local[0], self._network.interface_addresses()
         version = _version(server)
         asked = sum(_version(one) == version for one in self.answers)
         if server in self.answers or asked == MAX_SERVERS:
             return
-        if not is_worth_asking(server[0], bound_host, own):
+        if not is_worth_asking(server[0], port.local[0], self._network.interface_addresses()):
             return
         self.answers[server] = None
-        self.answers[server] = await self._ask(server)
-        facts = self._judged(version)
+        self.answers[server] = await port.ask(server)
+        facts = self._judged(version, port.local[1])
         if facts.answered > 1:
             self._learn(version, facts)
 
-    def _judged(self, version: int) -> NatFacts:
-        answers = {one: seen for one, seen in self.answers.items() if _version(one) == version}
-        return judge(answers, self._network.interface_addresses(), self._socket.local[1])
+    def _judged(self, version: int, own_port: int) -> NatFacts:
+        # Sorted: in which order they answered must not look like news.
+        ordered = sorted(self.answers.items(), key=lambda answer: answer[0])
+        answers = {one: seen for one, seen in ordered if _version(one) == version}
+        return judge(answers, self._network.interface_addresses(), own_port)
 
     def _learn(self, version: int, facts: NatFacts) -> None:
         known, self._facts[version] = self._facts[version], facts
         if facts != known:
             log.info("IPv%d from outside: %s, seen at %s", version, facts.kind.name, facts.mapped)
-            self.changed.set()
-            self.changed = trio.Event()
+            self._on_change()
 
-    async def _hold(self) -> None:
+    async def _hold(self, port: StunPort) -> None:
         """Until it is time to check, or there is a reason to. Keeps what a NAT knows of us."""
         answered = any(facts.answered for facts in self._facts.values())
         until_s = trio.current_time() + (CHECK_S if answered else CHECK_AGAIN_S)
@@ -216,59 +215,15 @@ class OutsideView:
             with trio.move_on_at(min(now + KEEP_ALIVE_S, until_s)) as pause:
                 await self._check_now.wait()
             if pause.cancelled_caught and trio.current_time() < until_s:
-                await self._keep_alive()
+                await self._keep_alive(port)
 
-    async def _keep_alive(self) -> None:
+    async def _keep_alive(self, port: StunPort) -> None:
         for facts in self._facts.values():
             server = next((one for one, seen in self.answers.items() if seen in facts.mapped), None)
             if not facts.reachable_at or server is None:
                 continue
-            if await self._ask(server) not in facts.mapped:
+            if await port.ask(server) not in facts.mapped:
                 self._check_now.set()
-
-    # --- questions, and answers to others' ----------------------------------------------
-
-    async def _ask(self, server: Address) -> Address | None:
-        """What it saw; None when it is silent, or says that it will not answer."""
-        transaction = secrets.token_bytes(TRANSACTION_BYTES)
-        question = self._questions[transaction] = _Question()
-        self._transactions.ask(server, transaction, trio.current_time())
-        self._asked.set()
-        try:
-            await question.over.wait()
-        finally:
-            del self._questions[transaction]
-        return question.mapped
-
-    async def _repeat_questions(self) -> None:
-        while True:
-            turn = self._transactions.advance(trio.current_time())
-            for datagram, server in turn.sends:
-                self._socket.send([datagram], server)
-            for transaction in turn.silent:
-                self._close(transaction, None)
-            with trio.move_on_at(self._transactions.next_deadline()):
-                await self._asked.wait()
-            self._asked = trio.Event()
-
-    def _close(self, transaction: bytes, mapped: Address | None) -> None:
-        question = self._questions.get(transaction)
-        if question is not None:
-            question.mapped = mapped
-            question.over.set()
-
-    def _on_stun(self, datagram: bytes, sender: Address) -> None:
-        if is_request(datagram):
-            answer = self._responder.answer_untrusted(datagram, sender, trio.current_time())
-            if answer is not None:
-                self._socket.send([answer], sender)
-            return
-        try:
-            said = parse_untrusted(datagram)
-        except BadFrame:
-            return
-        if not isinstance(said, Request) and self._transactions.settle(said, sender):
-            self._close(said.transaction, said.mapped if isinstance(said, Success) else None)
 
 
 def _version(address: Address) -> int:

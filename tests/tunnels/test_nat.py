@@ -50,7 +50,10 @@ def test_a_network_with_two_ways_out_is_reached_by_both() -> None:
 
 
 def test_what_a_hard_nat_showed_is_kept_for_those_who_guess() -> None:
-    assert judge({A: WAN, B: OTHER_PORT}, (HOME,), PORT).mapped == (WAN, OTHER_PORT)
+    hard = judge({A: WAN, B: OTHER_PORT}, (HOME,), PORT)
+    assert hard.mapped == (WAN, OTHER_PORT)
+    assert hard.hard_at == (WAN,), "its hosts, once each"
+    assert judge({A: WAN, B: WAN}, (HOME,), PORT).hard_at == ()
 
 
 def test_a_nat_that_keeps_the_port_is_told_from_one_that_does_not() -> None:
