@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 
 import trio
 
@@ -11,9 +12,12 @@ from tunnels.allowance import WAKE_S, Bucket, Rate
 from tunnels.errors import BadFrame, LinkClosed
 from tunnels.frames import Ping, Pong, Record, encode
 from tunnels.link import CloseCode, ProvenLink
-from tunnels.roundtrips import RoundTrips
+from tunnels.roundtrips import SAMPLES, RoundTrips
 
 PING_INTERVAL_S = 1.0
+CALM_INTERVAL_S = 10.0
+"""Between pings on a session without streams whose peer answers: nothing waits there, and a node
+has many such. Less than the 30 s after which the hastiest common NATs forget a mapping."""
 SUSPECT_S = 3.0
 DEAD_S = 10.0  # default of Endpoint(dead_after_s=...)
 MAX_UNANSWERED = 10  # pings whose answers are still of interest
@@ -23,12 +27,17 @@ PINGS = Rate(per_s=10, burst=200)  # heard of a peer; after an outage many come 
 class Heartbeat:
     """I own the control channel of a proven link: I ping, answer pings and give the link up."""
 
-    def __init__(self, proven: ProvenLink, dead_after_s: float) -> None:
+    def __init__(
+        self, proven: ProvenLink, dead_after_s: float, is_busy: Callable[[], bool]
+    ) -> None:
+        """is_busy: somebody would miss the peer. `stir` when that begins."""
         self._link = proven.link
         self._control = proven.control
         self._decoder = proven.decoder
         self._backlog = list(proven.backlog)
         self._dead_after_s = dead_after_s
+        self._is_busy = is_busy
+        self._stirred = trio.lowlevel.ParkingLot()
         self._pings = Bucket(PINGS, trio.current_time())
         self._numbers = itertools.count(1)
         self._sent: dict[int, float] = {}
@@ -40,6 +49,10 @@ class Heartbeat:
     @property
     def rtt_s(self) -> float | None:
         return self.round_trips.least_s
+
+    def stir(self) -> None:
+        """The peer is asked at once whether it is there, where it was not just now."""
+        self._stirred.unpark_all()
 
     async def ping(self) -> float:
         """One round trip over this link, in seconds. Waits for its answer, which may not come."""
@@ -83,6 +96,7 @@ class Heartbeat:
                 case Pong(id=number):
                     if (sent_at := self._sent.pop(number, None)) is not None:
                         self.round_trips.add(trio.current_time() - sent_at)
+                        self.suspected = False
                     if (answered := self._awaited.get(number)) is not None:
                         answered.set()
                 case _:
@@ -95,7 +109,7 @@ class Heartbeat:
         while True:
             now = trio.current_time()
             if now - last_beat_s > SUSPECT_S:
-                # This process was asleep, not the peer: its silence counts from now.
+                # This process was asleep or calm, not the peer: its silence counts from now.
                 self._link.last_heard_s = now
             last_beat_s = now
             silence_s = now - self._link.last_heard_s
@@ -105,8 +119,11 @@ class Heartbeat:
                 return
             if not await self._may_write():
                 return
-            self._send_ping()
+            number = self._send_ping()
             await trio.sleep(PING_INTERVAL_S)
+            if number > SAMPLES and number not in self._sent and not self._is_busy():
+                with trio.move_on_after(CALM_INTERVAL_S - PING_INTERVAL_S):
+                    await self._stirred.park()
 
     def _send_ping(self) -> int:
         number = next(self._numbers)

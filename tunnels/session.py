@@ -201,7 +201,9 @@ class Session:
         self._links.append(proven)
         if self._is_member:
             proven.link.share.welcome(self.peer)
-        self._beats[proven.link] = Heartbeat(proven, self._setup.dead_after_s)
+        self._beats[proven.link] = Heartbeat(
+            proven, self._setup.dead_after_s, lambda: bool(self._streams)
+        )
         self._spawn(self._run_link, proven)
         self._links_changed.unpark_all()
         for stream in self._streams.values():
@@ -282,6 +284,8 @@ class Session:
             changed=self._settle,
         )
         self._streams[opened_here, number] = stream
+        for beat in self._beats.values():
+            beat.stir()
         return stream
 
     def _settle(self, stream: Stream) -> None:
