@@ -68,6 +68,7 @@ class NodeConfig:
     model_folders: tuple[Path, ...] = ()
     accept_wait_s: int = 0  # for a reply code to be carried to an inviter that cannot be reached
     mdns: bool = True  # announced on the local network, and members followed there
+    portmap: bool = True  # the router is asked to forward our port
 
 
 @dataclass(frozen=True)

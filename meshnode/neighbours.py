@@ -104,7 +104,8 @@ class Neighbours:
         while True:
             changed = self._changed
             meshes = self._membership.ledger.meshes()
-            places = tuple(self._endpoint.candidates())[:MAX_PLACES]
+            known = self._endpoint.candidates()
+            places = tuple(one for one in known if one.kind == "host")[:MAX_PLACES]
             if meshes != self._meshes or not entropy:
                 self._meshes, entropy = meshes, secrets.token_bytes(ENTROPY_BYTES)
                 self._book = self._new_book()

@@ -14,6 +14,7 @@ import trio
 
 from discovery.grants import Role
 from discovery.invites import MAX_USES
+from discovery.portmap import PortMap, PortMapStatus, describe
 from discovery.token import Token, encode
 from meshnode.administration import OPERATIONS, Administration
 from meshnode.config import (
@@ -47,6 +48,8 @@ from tunnels.gate import ASK
 from tunnels.link import LINK_KINDS
 
 _PORT_DOCUMENT = "port.json"
+FIRST_LOOK_S = 1.5
+"""How long the first invite waits for the router to say where it forwards our port from."""
 
 
 class Node:
@@ -78,6 +81,7 @@ class Node:
         self._connections = Connections(self._endpoint, self._membership, emit)
         self._peers = Peers(self._endpoint, self._membership, self._connections, emit)
         self._connections.replies.wait_s = config.accept_wait_s
+        self._portmap: PortMap | None = None
         self._administration = Administration(
             self._membership, self._connections.joining, self._endpoint.meeting_places
         )
@@ -137,6 +141,7 @@ class Node:
             if self._orchestrator and self._serve_config:
                 await self._open_gateway(nursery, self._serve_config.http, self._orchestrator)
                 nursery.start_soon(self._orchestrator.run)
+            await self._map_ports(nursery)
             self._introduce_node()
             self._join_neighbours(nursery)
             await nursery.start(self._peers.run)
@@ -148,6 +153,8 @@ class Node:
             "node": {"name": self._membership.name, "peer": str(self._endpoint.peer)},
             "peers": self._peers.rows(),
         }
+        if self._portmap:
+            status["port_mapping"] = self._portmap.status.row()
         if self._desk:
             status["lent"] = [
                 {"model": lease.model, "memory_bytes": lease.memory_bytes, "to": str(lease.owner)}
@@ -233,17 +240,43 @@ class Node:
         text = f"models here: {', '.join(facts.models) or 'none'}"
         self._emit(Event(Kind.MODELS, text, {"models": list(facts.models)}))
 
+    async def _map_ports(self, nursery: trio.Nursery) -> None:
+        """Has the router forward our ports, unless only this machine may reach the node."""
+        if not self._config.portmap or self._only_this_machine:
+            return
+        portmap = self._portmap = PortMap(
+            self._endpoint.bound_ports, only_host=self._only_host, tell=self._tell_port_mapping
+        )
+        self._endpoint.add_candidates(portmap.candidates)
+        nursery.start_soon(portmap.run)
+        if not self._config.joins:
+            with trio.move_on_after(FIRST_LOOK_S):
+                await portmap.settled.wait()
+
+    def _tell_port_mapping(self, status: PortMapStatus) -> None:
+        if status.router is not None:
+            text = f"port mapping: {describe(status)}"
+            self._emit(Event(Kind.NODE, text, {"port_mapping": status.row()}))
+
+    @property
+    def _only_host(self) -> str | None:
+        """The one address that we listen on; None: every one."""
+        host = self._config.listen.host if self._config.listen else None
+        return None if not host or ipaddress.ip_address(host).is_unspecified else host
+
+    @property
+    def _only_this_machine(self) -> bool:
+        return self._only_host is not None and ipaddress.ip_address(self._only_host).is_loopback
+
     def _join_neighbours(self, nursery: trio.Nursery) -> None:
         """Announces the node on the local network, unless only this machine may reach it."""
-        host = self._config.listen.host if self._config.listen else None
-        if not self._config.mdns or (host and ipaddress.ip_address(host).is_loopback):
+        if not self._config.mdns or self._only_this_machine:
             return
         # Imported where it is used: it brings an event loop of its own along.
         from meshnode.neighbours import Neighbours
 
-        only_host = None if not host or ipaddress.ip_address(host).is_unspecified else host
         neighbours = Neighbours(
-            self._endpoint, self._membership, self._connections, self._emit, only_host
+            self._endpoint, self._membership, self._connections, self._emit, self._only_host
         )
         self._connections.look_around = neighbours.look_around
         nursery.start_soon(neighbours.run)

@@ -59,6 +59,11 @@ def _node_options(command: _Command) -> _Command:
             help="How long to wait for `mesh accept` where the inviter cannot be reached, like 10m "
             "(default: that, at a terminal).",
         ),
+        click.option(
+            "--portmap/--no-portmap",
+            default=True,
+            help="Ask the router to forward this node's port (PCP, NAT-PMP, UPnP).",
+        ),
         click.option("--threads", type=click.IntRange(1), help="CPU threads of the engine."),
         click.option("--device", help="Devices to lend, by name, with commas between."),
         click.option("--memory", help="Memory to lend at most, like 12G."),
@@ -159,6 +164,7 @@ def _node_config(
         model_folders=options["models"],
         accept_wait_s=_accept_wait_s(options["wait_accept"]),
         mdns=options["mdns"],
+        portmap=options["portmap"],
     )
     return config, bare_rpc
 
