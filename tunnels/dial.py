@@ -70,9 +70,9 @@ class AddressPolicy:
                 self.allow_loopback or ipaddress.ip_address(bound_host).is_loopback
             ):
                 return "not tried: it is the address of this machine itself (loopback)"
-            if _is_private(address) and not (
+            if is_private(address) and not (
                 self.allow_private
-                or any(_is_private(ipaddress.ip_address(own)) for own in own_addresses)
+                or any(is_private(ipaddress.ip_address(own)) for own in own_addresses)
             ):
                 return (
                     "not tried: it is private and this machine is in no private network; "
@@ -81,7 +81,7 @@ class AddressPolicy:
         return None
 
 
-def _is_private(address: IPAddress) -> bool:
+def is_private(address: IPAddress) -> bool:
     return any(address in network for network in _PRIVATE)
 
 

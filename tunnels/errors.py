@@ -73,6 +73,10 @@ class DialFailed(TunnelError):
         super().__init__(text)
 
 
+class PunchFailed(TunnelError):
+    """No direct path to a peer was found through the NATs between; a relay goes on carrying."""
+
+
 class SessionClosed(TunnelError):
     """The session has ended; connect again."""
 

@@ -25,7 +25,8 @@ class Meeting:
     key: 32 bytes that only the two know. role: the dialler's side chooses among ways that work, and
     dials. addresses: the other side's, the likeliest first; they are held against the policy before
     anything goes there. patience_s: how long to wait for the other side to begin, where that is
-    not agreed: somebody has to carry a code there first.
+    not agreed: somebody has to carry a code there first. begins_in_s: until the moment when both
+    begin: half a round trip for the side that spoke last.
     """
 
     key: bytes = field(repr=False)
@@ -34,6 +35,7 @@ class Meeting:
     mine: Nats = Nats()
     theirs: Nats = Nats()
     patience_s: float = 0.0
+    begins_in_s: float = 0.0
 
 
 Punch = Callable[[Meeting], Awaitable[Address]]

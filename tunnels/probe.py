@@ -384,4 +384,7 @@ class Probe:
             return "a path was found and fell silent again"
         if self._heard:
             return "the other side's probes arrive here, but ours do not arrive there"
-        return f"nothing from the other side arrived within {GIVE_UP_S:.0f} s"
+        return (
+            f"nothing from the other side arrived within {GIVE_UP_S:.0f} s: "
+            "a firewall or a NAT between drops it"
+        )

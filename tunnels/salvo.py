@@ -48,9 +48,9 @@ class Salvo:
     per_s: float
 
 
-def fan(to: Address) -> Salvo:
-    """From sockets 1 to FAN_SOCKETS to the easy side's address."""
-    ways = [Way(to, via) for via in range(1, FAN_SOCKETS + 1)]
+def fan(to: Address, sockets: int = FAN_SOCKETS) -> Salvo:
+    """From so many more sockets to the easy side's address."""
+    ways = [Way(to, via) for via in range(1, sockets + 1)]
     return Salvo(to[0], ways, FAN_PER_S)
 
 

@@ -67,13 +67,17 @@ async def connect(world: World, host: str, to: Address) -> FakeConnection:
         await trio.sleep(2 * _takes_s(world))
         if to in world.refusing:
             raise LinkClosed("refused: no node listens on that port")
-        listener = world.listeners.get(to)
+        local = seen = (host, world.free_port())
+        internet, at = world.internet, to
+        if internet is not None:
+            seen, at = internet.connection(local, to) or (local, ("nowhere", 0))
+        listener = world.listeners.get(at)
         through = not (world.cut or world.tcp_blocked or {host, to[0]} & world.unplugged)
         if listener is not None and through:
             break
         await trio.sleep(CUT_RETRY_S)
-    near = FakeConnection(world, (host, world.free_port()), to)
-    far = FakeConnection(world, to, near.local)
+    near = FakeConnection(world, local, to)
+    far = FakeConnection(world, to, seen)
     near.other, far.other = far, near
     listener.arrive(far)
     return near

@@ -1,6 +1,6 @@
 """Fake worlds: hosts with addresses, and a network between them that misbehaves.
 
-Datagrams are here, TCP connections in connections.py.
+Datagrams are here, TCP connections in connections.py, NATs and firewalls between in nats.py.
 
 Everything is in memory and moves with trio's clock; under a MockClock a minute of bad weather
 takes as long as its arithmetic. The dice are seeded: the same world drops the same datagrams.
@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -21,6 +22,9 @@ from tunnels.binding import Address
 from tunnels.errors import ListenFailed
 from tunnels.tcp_socket import ByteSocket, Listener
 from tunnels.udp import Unreachable
+
+if TYPE_CHECKING:
+    from tests.lab.nats import Internet, Network
 
 QUEUE_DATAGRAMS = 4096  # of a socket; beyond, the newest are lost, as in a kernel
 
@@ -60,6 +64,7 @@ class World:
         self.tcp_blocked = False  # as by a firewall that drops what would begin a connection
         self.unplugged: set[str] = set()  # hosts
         self.listeners: dict[Address, FakeListener] = {}
+        self.internet: Internet | None = None  # None: each host sees every other
         self.dice = random.Random(seed)
         self._sockets: dict[Address, FakeSocket] = {}
         self._flights: list[_Flight] = []
@@ -100,13 +105,20 @@ class World:
             if socket is not None and socket.on_unreachable is not None:
                 socket.on_unreachable(target, "refused: no node listens on that port")
             return
+        source, network = sender, None
+        if self.internet is not None:
+            if (climbed := self.internet.climb(sender, target)) is None:
+                self.lost += 1
+                return
+            source, network = climbed
         copies = 2 if self.dice.random() < self.weather.duplication else 1
         for _ in range(copies):
             if self.dice.random() < self.weather.loss:
                 self.lost += 1
                 continue
             takes_s = self.weather.delay_s + self.dice.random() * self.weather.jitter_s
-            self.later(trio.current_time() + takes_s, partial(self._land, datagram, sender, target))
+            land = partial(self._land, datagram, source, target, network)
+            self.later(trio.current_time() + takes_s, land)
 
     def bind(self, address: Address) -> FakeSocket:
         host, port = address
@@ -129,10 +141,15 @@ class World:
         for address in [one for one in self._sockets if one[0] == host]:
             self._sockets.pop(address).unplugged = True
 
-    def _land(self, datagram: bytes, sender: Address, target: Address) -> None:
-        if self.cut:
+    def _land(
+        self, datagram: bytes, sender: Address, target: Address, network: Network | None
+    ) -> None:
+        lands_at: Address | None = target
+        if self.internet is not None and network is not None:
+            lands_at = self.internet.descend(sender, target, network)
+        if self.cut or lands_at is None:
             self.lost += 1
-        elif (socket := self._sockets.get(target)) is not None:
+        elif (socket := self._sockets.get(lands_at)) is not None:
             socket.arrive(datagram, sender)
 
 
