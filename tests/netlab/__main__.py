@@ -8,7 +8,6 @@ import os
 import sys
 import tempfile
 import time
-from collections import deque
 from pathlib import Path
 
 import trio
@@ -17,15 +16,19 @@ from tests.netlab import report
 from tests.netlab.expected import CELLS, NAMED, Cell
 from tests.netlab.netns import can_be_made
 from tests.netlab.seen import Seen, load, save, summed, times
-from tests.netlab.stations import Stations, open_stations
+from tests.netlab.servers import can_run
+from tests.netlab.stations import open_stations
 from tests.netlab.topology import Internet
-from tests.netlab.tries import try_once
+from tests.netlab.tries import try_cells
 
 
 def main() -> int:
     options = _options()
-    if not can_be_made():
-        print("network namespaces need root, iproute2, nftables and conntrack: run ./just setup")
+    if not (can_be_made() and can_run("turnserver", "miniupnpd")):
+        print(
+            "the lab needs root, iproute2, nftables, conntrack, coturn and miniupnpd: "
+            "run ./just setup as root"
+        )
         return 1
     cells = [
         cell
@@ -55,23 +58,20 @@ def main() -> int:
 
 async def run(net: Internet, cells: list[Cell], options: argparse.Namespace) -> dict[str, Seen]:
     """Each cell in turn, several at once."""
-    waiting = deque(cells)
-    seen: dict[str, Seen] = {}
 
-    async def work(stations: Stations) -> None:
-        while waiting:
-            cell = waiting.popleft()
-            count = options.named if cell.name in NAMED else options.tries
-            tries = [await try_once(stations, cell) for _ in range(count)]
-            seen[cell.name] = summed(cell, tries)
-            _show(cell, seen[cell.name])
+    def count(cell: Cell) -> int:
+        return int(options.named if cell.name in NAMED else options.tries)
 
     with tempfile.TemporaryDirectory(prefix="mesh-netlab-") as scratch:
-        logs = Path(options.logs or scratch)
-        async with open_stations(net, logs) as stations, trio.open_nursery() as nursery:
-            for _ in range(options.at_once):
-                nursery.start_soon(work, stations)
-    return seen
+        async with open_stations(net, Path(options.logs or scratch)) as stations:
+            tried = await try_cells(
+                stations,
+                cells,
+                count,
+                options.at_once,
+                lambda cell, tries: _show(cell, summed(cell, tries)),
+            )
+    return {name: summed(CELLS[name], tries) for name, tries in tried.items()}
 
 
 def _show(cell: Cell, one: Seen) -> None:

@@ -29,7 +29,7 @@ KINDS = {
     "cgnat": "home router behind a carrier's NAT",
     "ipv6": "IPv6 only, behind a router that drops what was not asked for",
     "broken4": "both families, but IPv4 leads nowhere; IPv6 without a firewall",
-    "short": "home router that forgets a mapping after five seconds of silence",
+    "short": "home router that forgets a mapping after fifteen seconds of silence",
     "upnp": "home router that forwards ports when asked (UPnP, NAT-PMP, PCP)",
 }
 

@@ -53,6 +53,7 @@ table ip filter {{
  chain forward {{
   type filter hook forward priority filter; policy drop
   ct state established,related accept
+  ct status dnat accept
   iifname "wan" drop
   {outbound}
  }}

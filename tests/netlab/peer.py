@@ -1,28 +1,44 @@
 """`python -m tests.netlab.peer`: a long-lived process with one endpoint after another.
 
-It takes a JSON object a line, `{"do": COMMAND, …}`, and answers each with one: what the method of
-`Peer` of that name returns, or `{"error": sentence}`. Times are the system's monotonic clock, which
-all processes of a machine share.
+It takes a JSON object a line, `{"id": 1, "do": COMMAND, …}`, and answers each with one that has its
+id: what the method of `Peer` of that name returns, or `{"error": sentence}`. Times are the system's
+monotonic clock, which all processes of a machine share.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import trio
 
+from discovery.reply import (
+    MAX_ADDRESSES,
+    NONCE_BYTES,
+    Reply,
+    encode,
+    parse_untrusted,
+    probe_key,
+)
+from discovery.token import ID_BYTES
 from tunnels import Candidate, Endpoint, Identity, Session, Stream, TunnelError
+from tunnels.binding import Address
+from tunnels.handshake import Role
 from tunnels.improve import DIRECT_RANK
+from tunnels.link import LINK_KINDS
+from tunnels.meeting import Meeting, Nats
+from tunnels.outside import Server
 from tunnels.peer import parse_peer_id_untrusted
 
 ECHO = "echo"
 WORD = b"there and back"
-LOGGED = "tunnels"
+SECRET_HASH = b"what token and book have alike  "
+PATIENCE_S = 60.0  # of a joiner that has shown a code
 
 
 class Peer:
@@ -30,28 +46,44 @@ class Peer:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
-        self._scope = trio.CancelScope()
+        self.under_way: set[trio.CancelScope] = set()
+        self._inside = nursery  # what ends with the endpoint
         self._ended = trio.Event()
         self._ended.set()
+        self._told, self._heard_at = trio.open_memory_channel[Address | TunnelError](8)
         self._endpoint: Endpoint | None = None
         self._stream: Stream | None = None
 
-    async def start(self) -> dict[str, Any]:
-        """A new node with a key of its own, and no memory."""
-        await self.stop()
+    async def start(
+        self, stun: list[tuple[str, int]], transports: Sequence[str] = tuple(LINK_KINDS)
+    ) -> dict[str, Any]:
+        """A new node with a key of its own, and no memory. stun: asked how we look from outside."""
         self._endpoint = endpoint = Endpoint(
-            Identity.generate(), authorize=lambda _peer, _service: True
+            Identity.generate(),
+            authorize=lambda _peer, _service: True,
+            transports=transports,
+            stun=[Server(*one) for one in stun],
         )
         endpoint.serve(ECHO, _echo)
-        self._scope, self._ended = trio.CancelScope(), trio.Event()
+        self._ended = trio.Event()
+        self._told, self._heard_at = trio.open_memory_channel[Address | TunnelError](1)
         await self._nursery.start(self._run, endpoint)
+        assert endpoint.outside is not None
+        await endpoint.outside.checked.wait()
         return await self.token()
 
     async def stop(self) -> dict[str, Any]:
-        self._scope.cancel()
+        """It has ended already, as before every start."""
+        return {}
+
+    async def end(self) -> None:
+        """The node goes, and with it whatever it was told to do."""
+        for scope in self.under_way:
+            scope.cancel()
+        if self._endpoint is not None:
+            self._inside.cancel_scope.cancel()
         await self._ended.wait()
         self._endpoint = self._stream = None
-        return {}
 
     async def token(self) -> dict[str, Any]:
         """What a token says of this node."""
@@ -71,10 +103,46 @@ class Peer:
         session = await self._running().connect(peer, candidates)
         return await self._first_byte(session, began_s)
 
-    async def met(self, peer: str) -> dict[str, Any]:
-        """Waits for a session that the other side began."""
+    async def reach(self, peer: str) -> dict[str, Any]:
+        """By a stream of our own to somebody who has joined us."""
+        return await self._first_byte(await self._session_with(peer), time.monotonic())
+
+    async def call(self, token: dict[str, Any]) -> dict[str, Any]:
+        """With a token that led nowhere: a reply code. What comes of it, `called_back` tells."""
+        endpoint, nonce = self._running(), secrets.token_bytes(NONCE_BYTES)
+        nats = endpoint.nats()
+        ours = tuple(
+            (one.host, one.port) for one in endpoint.candidates() if one.transport == "quic"
+        )
+        reply = Reply(bytes(ID_BYTES), nonce, ours[:MAX_ADDRESSES], nats.v4, nats.v6)
+        key, theirs = probe_key(SECRET_HASH, nonce), _places(token)
+        meeting = Meeting(key, Role.DIALLER, theirs, nats, patience_s=PATIENCE_S)
+        self._inside.start_soon(self._punch, meeting)
+        return {"code": encode(reply, SECRET_HASH)}
+
+    async def called_back(self, peer: str) -> dict[str, Any]:
+        """Waits for what came of `call`, and joins over that."""
+        heard_at = await self._heard_at.receive()
+        if isinstance(heard_at, TunnelError):
+            raise heard_at
+        return await self.join({"peer": peer, "candidates": [["quic", *heard_at, "reflexive"]]})
+
+    async def _punch(self, meeting: Meeting) -> None:
+        try:
+            heard_at: Address | TunnelError = await self._running().punch(meeting)
+        except TunnelError as error:
+            heard_at = error
+        await self._told.send(heard_at)
+
+    async def accept(self, code: str) -> dict[str, Any]:
+        """The printer's side of a reply code; returns when the joiner is heard."""
+        endpoint, reply = self._running(), parse_untrusted(code)
         began_s = time.monotonic()
-        return await self._first_byte(await self._session_with(peer), began_s)
+        key = probe_key(SECRET_HASH, reply.nonce)
+        theirs = Nats(reply.nat_v4, reply.nat_v6)
+        meeting = Meeting(key, Role.LISTENER, reply.addresses, endpoint.nats(), theirs)
+        host, port = await endpoint.punch(meeting)
+        return {"began_s": began_s, "heard_at": [host, port]}
 
     async def direct(self, peer: str, within_s: float) -> dict[str, Any]:
         """Waits, as long as told, until bytes go straight; then sends some on the old stream."""
@@ -87,12 +155,12 @@ class Peer:
         await _there_and_back(self._stream)
         return {"at_s": at_s, **_link_of(session)}
 
-    async def idle(self, seconds: float) -> dict[str, Any]:
-        """Says nothing that long; then whether the stream still carries."""
+    async def carry(self, size_bytes: int) -> dict[str, Any]:
+        """So much there and back on the stream; how long that took."""
         assert self._stream is not None
-        await trio.sleep(seconds)
-        await _there_and_back(self._stream)
-        return {}
+        began_s = time.monotonic()
+        await _there_and_back(self._stream, secrets.token_bytes(size_bytes))
+        return {"took_s": time.monotonic() - began_s}
 
     async def _first_byte(self, session: Session, began_s: float) -> dict[str, Any]:
         self._stream = await session.open(ECHO)
@@ -114,8 +182,9 @@ class Peer:
 
     async def _run(self, endpoint: Endpoint, task_status: trio.TaskStatus[int]) -> None:
         try:
-            with self._scope:
-                await endpoint.run(None, 0, task_status=task_status)
+            async with trio.open_nursery() as self._inside:
+                await self._inside.start(endpoint.run, None, 0)
+                task_status.started(0)
         finally:
             self._ended.set()
 
@@ -125,20 +194,25 @@ def _is_relayed(session: Session) -> bool:
     return best is None or best.rank > DIRECT_RANK
 
 
+def _places(token: dict[str, Any]) -> tuple[Address, ...]:
+    return tuple((host, port) for kind, host, port, _ in token["candidates"] if kind == "quic")
+
+
 def _link_of(session: Session) -> dict[str, Any]:
     stats = session.stats
     return {"link": stats.link_kind, "remote": stats.remote, "relayed": _is_relayed(session)}
 
 
-async def _there_and_back(stream: Stream) -> None:
-    await stream.send_all(WORD)
-    heard = b""
-    while len(heard) < len(WORD):
-        piece = await stream.receive_some()
-        if not piece:
-            raise TunnelError("the stream ended")
-        heard += piece
-    if heard != WORD:
+async def _there_and_back(stream: Stream, data: bytes = WORD) -> None:
+    heard = bytearray()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, data)
+        while len(heard) < len(data):
+            piece = await stream.receive_some()
+            if not piece:
+                raise TunnelError("the stream ended")
+            heard += piece
+    if heard != data:
         raise TunnelError("other bytes came back")
 
 
@@ -156,13 +230,23 @@ async def main() -> None:
         peer = Peer(nursery)
         async for line in _lines():
             command = json.loads(line)
-            method: Callable[..., Awaitable[dict[str, Any]]] = getattr(peer, command.pop("do"))
-            try:
-                answer = await method(**command)
-            except TunnelError as error:
-                answer = {"error": str(error)}
-            print(json.dumps(answer), flush=True)
-        await peer.stop()
+            if command["do"] in ("start", "stop"):
+                await peer.end()
+            nursery.start_soon(_obey, peer, command.pop("id"), command.pop("do"), command)
+        await peer.end()
+
+
+async def _obey(peer: Peer, number: int, name: str, arguments: dict[str, Any]) -> None:
+    method: Callable[..., Awaitable[dict[str, Any]]] = getattr(peer, name)
+    answer: dict[str, Any] = {"error": "stopped"}
+    with trio.CancelScope() as scope:
+        peer.under_way.add(scope)
+        try:
+            answer = await method(**arguments)
+        except TunnelError as error:
+            answer = {"error": str(error)}
+    peer.under_way.discard(scope)
+    print(json.dumps({"id": number, **answer}), flush=True)
 
 
 async def _lines() -> Any:

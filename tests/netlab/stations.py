@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import trio
 
 from tests.netlab.expected import NEIGHBOURS, Cell
 from tests.netlab.netns import Namespace
-from tests.netlab.topology import Internet, Site
+from tests.netlab.servers import coturn, miniupnpd
+from tests.netlab.topology import STUN, STUN6, STUN_PORT, Internet, Site
 
 _ROOT = Path(__file__).parent.parent.parent
 _ANSWER_S = 120.0  # no command takes that long
@@ -34,14 +36,18 @@ class Station:
         self.log = log
         self._process = process
         self._heard = b""
+        self._numbers = itertools.count()
 
     async def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         """Raises Failed with the peer's sentence."""
         assert self._process.stdin is not None
-        line = json.dumps({"do": command, **arguments}).encode() + b"\n"
+        number = next(self._numbers)
+        line = json.dumps({"id": number, "do": command, **arguments}).encode() + b"\n"
+        answer: dict[str, Any] = {"id": None}
         with trio.fail_after(_ANSWER_S):
             await self._process.stdin.send_all(line)
-            answer: dict[str, Any] = json.loads(await self._line())
+            while answer["id"] != number:  # of a question that nobody waits for any more
+                answer = json.loads(await self._line())
         if "error" in answer:
             raise Failed(answer["error"])
         return answer
@@ -66,13 +72,15 @@ class Place:
 
 
 class Stations:
-    """I make places as they are needed, and keep those that are free."""
+    """I make places as they are needed, and keep those that are free. STUN is answered."""
 
     def __init__(self, net: Internet, logs: Path) -> None:
         self.net = net
         self._logs = logs
         self._free: dict[str, list[Place]] = defaultdict(list)
         self._processes: list[trio.Process] = []
+        stun = [*STUN, *STUN6]
+        self._servers = [coturn(net.servers, stun, STUN_PORT, logs)]
 
     @asynccontextmanager
     async def pair(self, cell: Cell) -> AsyncIterator[tuple[list[Site], Station, Station]]:
@@ -103,11 +111,15 @@ class Stations:
         for process in self._processes:
             process.kill()
             await process.wait()
+        for server in self._servers:
+            server.close()
 
     async def _take(self, kind: str) -> Place:
         if self._free[kind]:
             return self._free[kind].pop()
         site = self.net.site(kind)
+        if kind == "upnp":
+            self._servers.append(miniupnpd(site.routers[0], self._logs))
         return Place(site, [await self.station(host) for host in site.hosts])
 
 

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import random
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from tests.conftest import require
 from tests.netlab.netns import Namespace
-from tests.netlab.topology import RELAY, STUN, STUN6, Internet, Site, internet
+from tests.netlab.servers import can_run, miniupnpd
+from tests.netlab.topology import RELAY, SHORT_MAPPING_S, STUN, STUN6, Internet, Site, internet
 from tests.netlab.wire import QUEUE_S, Direction, Weather
 
 pytestmark = pytest.mark.netlab
 
 PATIENCE_S = 30.0
 DATA = b"x" * 100
+NAT_PMP_PORT = 5351
 Address = tuple[str, int]
 
 
@@ -175,14 +180,14 @@ def test_a_blocked_network_lets_out_tcp_to_port_443_and_nothing_else(
         opened.close()
 
 
-def test_short_mappings_are_forgotten_after_five_seconds(net: Internet, outside: Outside) -> None:
+def test_short_mappings_are_soon_forgotten(net: Internet, outside: Outside) -> None:
     site = net.site("short")
     inside = host_socket(site.host)
     mapped = seen_as(inside, outside.first)
     outside.first.sendto(DATA, mapped)
     inside.recv(2000)
     rows = site.routers[0].run("conntrack", "-L", "-p", "udp").splitlines()
-    assert [int(row.split()[2]) <= 5 for row in rows] == [True]
+    assert [int(row.split()[2]) <= SHORT_MAPPING_S for row in rows] == [True]
 
 
 @pytest.mark.parametrize(
@@ -214,6 +219,24 @@ def hairpins(site: Site, outside: Outside, turned: bool) -> None:
     heard, sender = one.recvfrom(2000)
     assert heard == (b"turned" if turned else b"fence")
     assert not turned or sender == mapped_other
+
+
+def test_a_router_forwards_a_port_when_it_is_asked(
+    net: Internet, outside: Outside, tmp_path: Path
+) -> None:
+    require("miniupnpd", can_run("miniupnpd"), "needs miniupnpd (./just setup)")
+    site = net.site("upnp")
+    inside = host_socket(site.host)
+    port = inside.getsockname()[1]
+    ask_for_udp = struct.pack(">BBHHHI", 0, 1, 0, port, port, 3600)  # RFC 6886 section 3.3
+    router = miniupnpd(site.routers[0], tmp_path)
+    try:
+        inside.sendto(ask_for_udp, ("192.168.1.1", NAT_PMP_PORT))
+        assert inside.recv(2000)[1:4] == b"\x81\0\0"  # success
+        outside.other_host.sendto(b"let in", (site.wan, port))
+        assert inside.recv(2000) == b"let in"
+    finally:
+        router.close()
 
 
 def test_hosts_of_one_lan_reach_each_other(net: Internet) -> None:

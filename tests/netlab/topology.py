@@ -27,6 +27,7 @@ STUN = ("11.0.250.2", "11.0.250.3")
 STUN6 = ("2600:11:250::2", "2600:11:250::3")
 STUN_PORT = 3478
 RELAY, RELAY6 = "11.0.251.2", "2600:11:251::2"
+SHORT_MAPPING_S = 15
 _labs = itertools.count()
 
 
@@ -200,7 +201,7 @@ def _behind(rules: Callable[[Site], str]) -> Callable[[Internet, Site], None]:
 def _short(net: Internet, site: Site) -> None:
     _behind(lambda _: nats.home())(net, site)
     for timeout in ("udp_timeout", "udp_timeout_stream"):
-        site.routers[0].sysctl(**{f"netfilter__nf_conntrack_{timeout}": 5})
+        site.routers[0].sysctl(**{f"netfilter__nf_conntrack_{timeout}": SHORT_MAPPING_S})
 
 
 def _cgnat(net: Internet, site: Site) -> None:

@@ -34,7 +34,6 @@ from tests.netlab.netns import Namespace
 
 QUEUE_S = 0.2
 _PACKET_BYTES = 65535
-_BURST = 64
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 _ROOT = Path(__file__).parent.parent.parent
 
@@ -98,6 +97,8 @@ class DelayLine:
                 self._ways[source] = (to, Direction(lambda: self._weather[name], dice))
         else:
             name = command.pop("set")
+            for source in self._ways:  # what was sent before had the weather before
+                self._take_off(source)
             self._weather[name] = replace(self._weather[name], **command)
 
     def run(self) -> None:
@@ -120,8 +121,8 @@ class DelayLine:
 
     def _take_off(self, source: int) -> None:
         to, direction = self._ways[source]
-        with suppress(BlockingIOError, OSError):  # an interface that is down says EIO
-            for _ in range(_BURST):
+        with suppress(OSError):  # nothing more is there, or the interface is down
+            while True:
                 packet = os.read(source, _PACKET_BYTES)
                 arrival_s = direction.arrival(len(packet), time.monotonic())
                 if arrival_s is not None:
