@@ -17,6 +17,7 @@ from typing import Any
 
 import trio
 
+from discovery.portmap import PortMap
 from discovery.reply import (
     MAX_ADDRESSES,
     NONCE_BYTES,
@@ -55,9 +56,13 @@ class Peer:
         self._stream: Stream | None = None
 
     async def start(
-        self, stun: list[tuple[str, int]], transports: Sequence[str] = tuple(LINK_KINDS)
+        self,
+        stun: list[tuple[str, int]],
+        transports: Sequence[str] = tuple(LINK_KINDS),
+        portmap: bool = False,
     ) -> dict[str, Any]:
-        """A new node with a key of its own, and no memory. stun: asked how we look from outside."""
+        """A new node with a key of its own, and no memory. stun: asked how we look from outside.
+        portmap: so is the router, for ports."""
         self._endpoint = endpoint = Endpoint(
             Identity.generate(),
             authorize=lambda _peer, _service: True,
@@ -68,8 +73,12 @@ class Peer:
         self._ended = trio.Event()
         self._told, self._heard_at = trio.open_memory_channel[Address | TunnelError](1)
         await self._nursery.start(self._run, endpoint)
-        assert endpoint.outside is not None
         await endpoint.outside.checked.wait()
+        if portmap:
+            ports = PortMap(endpoint.bound_ports)
+            endpoint.add_candidates(ports.candidates)
+            self._inside.start_soon(ports.run)
+            await ports.settled.wait()
         return await self.token()
 
     async def stop(self) -> dict[str, Any]:

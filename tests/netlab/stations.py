@@ -29,7 +29,12 @@ class Failed(Exception):
 
 
 class Station:
-    """One host, and the process there (peer.py). Its log is the file `log`."""
+    """One host, and the process there (peer.py). Its log is the file `log`.
+
+    has_upnp: its router forwards ports when it is asked.
+    """
+
+    has_upnp = False
 
     def __init__(self, host: Namespace, process: trio.Process, log: Path) -> None:
         self.host = host
@@ -118,9 +123,11 @@ class Stations:
         if self._free[kind]:
             return self._free[kind].pop()
         site = self.net.site(kind)
+        stations = [await self.station(host) for host in site.hosts]
         if kind == "upnp":
             self._servers.append(miniupnpd(site.routers[0], self._logs))
-        return Place(site, [await self.station(host) for host in site.hosts])
+            stations[0].has_upnp = True
+        return Place(site, stations)
 
 
 @asynccontextmanager

@@ -74,7 +74,8 @@ async def start(*stations: Station, **options: object) -> None:
     stun = [[host, STUN_PORT] for host in (*STUN, *STUN6)]
     async with trio.open_nursery() as nursery:
         for station in stations:
-            nursery.start_soon(partial(station.ask, "start", stun=stun, **options))
+            mine = {"stun": stun, "portmap": station.has_upnp, **options}
+            nursery.start_soon(partial(station.ask, "start", **mine))
 
 
 async def _connect(cell: Cell, printer: Station, joiner: Station) -> Try:
