@@ -23,9 +23,12 @@ A *way* is an address, and which of our sockets it is talked to through (0: the 
   again is not heard.
 - A question over a way that was quiet so far is returned at once (triggered check): when it came
   in, both NATs are open.
-- To an address that has not answered yet go UNASKED_BYTES at most for all its ports together, IP
-  and UDP headers counted, answers counted too. Nobody can be made to flood a third party by naming
-  its address, or by using it as a sender.
+- To an address that has not answered go next to no probes (consent.py), answers counted too.
+  Nobody can be made to flood a third party by naming its address, or by using it as a sender.
+
+Where the instant cannot be agreed upon, one side has patience: it asks its candidates every
+PATIENT_PAUSE_S, which keeps its NAT open towards them, until it hears the other. Its own user has
+given it these addresses (a token), so that is not counted: 23 bytes a second to each.
 
 Where nothing works yet SALVO_AFTER_S later, many more questions go out, if the plan has a salvo
 (salvo.py). Those are not counted as said above, and its host may have SALVO_UNASKED_BYTES beside
@@ -35,13 +38,12 @@ them: one answer lost must not spoil a hit. The first answer ends it.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import islice
 
 from tunnels.binding import Address
+from tunnels.consent import Consent
 from tunnels.handshake import Role
 from tunnels.probe_wire import (
     NONCE_BYTES,
@@ -57,15 +59,13 @@ from tunnels.salvo import Salvo
 PING_TIMES_S = (0.0, 0.1, 0.3, 0.7, 1.5, 3.0)  # since a way is known
 NOMINATE_TIMES_S = (0.0, 0.1, 0.2, 0.4, 0.7, 1.1, 1.6)
 MUTE_AFTER_S = 2.2  # since the first nomination
+PATIENT_PAUSE_S = 4.0  # some NATs forget after five
 TRIGGER_PAUSE_S = 0.02  # between a question and the one that the other side's triggers
 SETTLE_S = 0.15
 GIVE_UP_S = 6.0  # after the agreed instant
 LISTENS_LONGER_S = 1.0  # the listener, so that it does not go while it is being nominated
 MAX_WAYS = 32
 MAX_HEARD = 4096  # questions; more are not heard
-
-UNASKED_BYTES = 1024
-HEADER_BYTES = {4: 28, 6: 48}  # IP and UDP
 
 SALVO_AFTER_S = 0.6
 SALVO_TICK_S = 0.012
@@ -130,13 +130,17 @@ TRANSITIONS = {
 class Plan:
     """What one side sets out with.
 
-    starts_s: the agreed instant. candidates: the peer's addresses, the likeliest first.
+    starts_s: the agreed instant. candidates: the peer's addresses, the likeliest first. may_fire:
+    asked when it comes to a salvo. patience_s: how long to wait for a side that begins whenever
+    somebody has told it to.
     """
 
     role: Role
     starts_s: float
     candidates: Sequence[Address]
     salvo: Salvo | None = None
+    may_fire: Callable[[], bool] = lambda: True
+    patience_s: float = 0.0
 
 
 @dataclass
@@ -185,19 +189,18 @@ class Probe:
         self._asked: dict[bytes, _Asked] = {}
         self._heard: set[bytes] = set()
         self._works: dict[Way, _Answer] = {}
-        self._answered: set[Address] = set()
-        self._unasked_bytes: Counter[str] = Counter()  # by host, to addresses without an answer
-        self._salvo: Iterator[Way] = iter(())
-        self._salvo_size = 0
-        self._salvo_host: str | None = None  # once it is fired
+        self._consent = Consent()
+        self._unfired: list[Way] = []  # the next one last
+        self._has_fired = False
         self._salvo_at_s = math.inf
         self._choose_at_s = math.inf
         self._nominated: Way | None = None
         self._nominate_at_s: list[float] = []
         self._mute_at_s = math.inf
-        self._over_at_s = plan.starts_s + GIVE_UP_S
+        self._gives_up_after_s = GIVE_UP_S
         if plan.role is Role.LISTENER:
-            self._over_at_s += LISTENS_LONGER_S
+            self._gives_up_after_s += LISTENS_LONGER_S
+        self._over_at_s = plan.starts_s + plan.patience_s + self._gives_up_after_s
 
     @property
     def label(self) -> bytes:
@@ -249,10 +252,7 @@ class Probe:
         self._step(Event.START)
         for address in self._plan.candidates:
             self._learn(Way(address), now)
-        salvo = self._plan.salvo
-        if salvo is not None and self._allows(salvo.host):
-            self._salvo = iter(salvo.ways)
-            self._salvo_size = round(salvo.per_s * SALVO_TICK_S)
+        if self._plan.salvo is not None and self._allows(self._plan.salvo.host):
             self._salvo_at_s = now + SALVO_AFTER_S
 
     def _learn(self, way: Way, now: float) -> None:
@@ -283,40 +283,51 @@ class Probe:
             if check.ask_at_s and check.ask_at_s[0] <= now:
                 check.ask_at_s = [at_s for at_s in check.ask_at_s if at_s > now]
                 check.asked_at_s = now
-                self._ask(way, Kind.PING, now)
+                patient = not check.ask_at_s and self._is_patient(now)
+                self._ask(way, Kind.PING, now, counts=not patient)
+                if patient:
+                    check.ask_at_s = [now + PATIENT_PAUSE_S]
         if self._nominated is not None and self._nominate_at_s and self._nominate_at_s[0] <= now:
             self._nominate_at_s = [at_s for at_s in self._nominate_at_s if at_s > now]
             self._ask(self._nominated, Kind.NOMINATE, now)
 
     # --- saying -------------------------------------------------------------------------
 
-    def _ask(self, way: Way, kind: Kind, now: float, *, of_a_salvo: bool = False) -> None:
+    def _ask(self, way: Way, kind: Kind, now: float, *, counts: bool = True) -> None:
         transaction = self._entropy(TRANSACTION_BYTES)
-        if of_a_salvo or self._may_say(way.to):
+        if not counts or self._consent.take(way.to, PROBE_BYTES):
             self._asked[transaction] = _Asked(way, now, kind)
             self._say(way, Message(kind, transaction, way.to))
-
-    def _may_say(self, to: Address) -> bool:
-        """False when the host has had what may go to addresses that have not answered."""
-        if to in self._answered:
-            return True
-        host = to[0]
-        size = PROBE_BYTES + HEADER_BYTES[6 if ":" in host else 4]
-        most = SALVO_UNASKED_BYTES if host == self._salvo_host else UNASKED_BYTES
-        if self._unasked_bytes[host] + size > most:
-            return False
-        self._unasked_bytes[host] += size
-        return True
 
     def _say(self, way: Way, message: Message) -> None:
         self._actions.append(Send(self._outgoing.seal(message, self._entropy(NONCE_BYTES)), way))
 
     def _fire(self, now: float) -> None:
-        ways = list(islice(self._salvo, self._salvo_size))
-        for way in ways:
-            self._salvo_host = way.to[0]
-            self._ask(way, Kind.PING, now, of_a_salvo=True)
-        self._salvo_at_s = now + SALVO_TICK_S if ways else math.inf
+        salvo = self._plan.salvo
+        assert salvo is not None
+        if not self._unfired and not self._load(salvo):
+            self._salvo_at_s = math.inf
+            return
+        size = round(salvo.per_s * SALVO_TICK_S)
+        for way in reversed(self._unfired[-size:]):
+            self._ask(way, Kind.PING, now, counts=False)
+        del self._unfired[-size:]
+        again_s = salvo.again_s if self._is_patient(now) else math.inf
+        self._salvo_at_s = now + (SALVO_TICK_S if self._unfired else again_s)
+
+    def _load(self, salvo: Salvo) -> bool:
+        if self._has_fired:
+            self._asked.clear()  # nobody has answered the last one
+        elif not self._plan.may_fire():
+            return False
+        self._has_fired = True
+        self._consent.allow(salvo.host, SALVO_UNASKED_BYTES)
+        self._unfired = list(reversed(salvo.ways))
+        return True
+
+    def _is_patient(self, now: float) -> bool:
+        """Whether we wait for the other side to begin."""
+        return not self._heard and now < self._plan.starts_s + self._plan.patience_s
 
     # --- hearing ------------------------------------------------------------------------
 
@@ -336,12 +347,14 @@ class Probe:
     def _hear_question(self, message: Message, way: Way, now: float) -> None:
         if message.transaction in self._heard or len(self._heard) >= MAX_HEARD:
             return
+        if not self._heard:
+            self._over_at_s = min(self._over_at_s, now + self._gives_up_after_s)
         self._heard.add(message.transaction)
         if not self._allows(way.to[0]):
             return
         if self.state is State.WAITING:
             self._start(now)
-        if self._may_say(way.to):
+        if self._consent.take(way.to, PROBE_BYTES):
             self._say(way, Message(Kind.PONG, message.transaction, way.to))
         if self.is_over:
             return
@@ -362,7 +375,7 @@ class Probe:
         if asked is None or asked.way != way:
             return
         del self._asked[message.transaction]
-        self._answered.add(way.to)
+        self._consent.answered(way.to)
         answer = self._works[way] = _Answer(now - asked.at_s, message.seen)
         self._salvo_at_s = math.inf
         if way in self._checks:
@@ -380,7 +393,7 @@ class Probe:
         self.state = TRANSITIONS[self.state, event]
 
     def _reason(self) -> str:
-        if self._answered:
+        if self._consent:
             return "a path was found and fell silent again"
         if self._heard:
             return "the other side's probes arrive here, but ours do not arrive there"

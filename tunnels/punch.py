@@ -20,8 +20,7 @@ import logging
 import math
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 
 import trio
 
@@ -74,7 +73,12 @@ class Puncher:
         """Where the other side's datagrams come from, and ours get to it. Raises PunchFailed."""
         now = trio.current_time()
         starts_s = now + meeting.begins_in_s
-        plan = Plan(meeting.role, starts_s, meeting.addresses, self._salvo(meeting))
+        salvo = self._salvo(meeting)
+        plan = Plan(
+            *(meeting.role, starts_s, meeting.addresses, salvo),
+            may_fire=lambda: salvo is not None and self._may_fire(salvo),
+            patience_s=meeting.patience_s,
+        )
         search = _Search(
             Probe(meeting.key, plan, self._allows, self._entropy), self._shared, self._bind
         )
@@ -116,16 +120,14 @@ class Puncher:
         if aim is None or hard[0] == hard[1]:
             return None
         first = int.from_bytes(self._entropy(4), "big")
-        salvo = fan(aim, _fan_sockets()) if hard[0] else spray(aim[0], first)
-        return replace(salvo, ways=self._unless_too_often(salvo))
+        return fan(aim, _fan_sockets()) if hard[0] else spray(aim[0], first)
 
-    def _unless_too_often(self, salvo: Salvo) -> Iterator[Way]:
-        """Asked when it comes to it: most searches end before."""
+    def _may_fire(self, salvo: Salvo) -> bool:
         now = trio.current_time()
-        if self._salvos_to_host.take(salvo.host, now) and self._salvos.take(now):
-            yield from salvo.ways
-        else:
+        may = self._salvos_to_host.take(salvo.host, now) and self._salvos.take(now)
+        if not may:
             log.debug("no salvo to %s now: the last one was a short while ago", salvo.host)
+        return may
 
 
 class _Search:

@@ -9,9 +9,10 @@ from tests.fuzz.mutation import SealedFormat
 from tests.fuzz.parser import Parser, check
 from tests.fuzz.script import Script
 from tunnels.binding import Address
+from tunnels.consent import HEADER_BYTES, UNASKED_BYTES
 from tunnels.errors import BadFrame
 from tunnels.handshake import Role
-from tunnels.probe import HEADER_BYTES, MAX_HEARD, UNASKED_BYTES, Plan, Probe, Send
+from tunnels.probe import MAX_HEARD, Plan, Probe, Send
 from tunnels.probe_wire import (
     NONCE_BYTES,
     PROBE_BYTES,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from tunnels.binding import Address
+from tunnels.consent import UNASKED_BYTES
 from tunnels.errors import BadFrame
 from tunnels.handshake import Role
 from tunnels.probe import (
@@ -21,7 +22,6 @@ from tunnels.probe import (
     SALVO_AFTER_S,
     SALVO_UNASKED_BYTES,
     SETTLE_S,
-    UNASKED_BYTES,
     Action,
     Failed,
     Found,
@@ -54,10 +54,12 @@ def probe(
     *,
     starts_s: float = 0.0,
     salvo: Salvo | None = None,
+    patience_s: float = 0.0,
+    may_fire: Callable[[], bool] = lambda: True,
     allows: Callable[[str], bool] = lambda host: True,
 ) -> Probe:
-    dice = random.Random(role.value)
-    return Probe(SECRET, Plan(role, starts_s, candidates, salvo), allows, dice.randbytes)
+    plan = Plan(role, starts_s, candidates, salvo, may_fire, patience_s)
+    return Probe(SECRET, plan, allows, random.Random(role.value).randbytes)
 
 
 class Search:
@@ -300,6 +302,46 @@ def test_a_way_that_is_open_in_one_direction_only_is_none() -> None:
     assert "nothing from" in both.failed(LISTENER)
 
 
+def test_who_is_patient_is_there_whenever_the_other_begins() -> None:
+    """And until then keeps its NAT open, which forgets after five seconds."""
+    for begins_s in (3.0, 59.0, 290.0):
+        last_s = [0.0]
+
+        def short(sender: Role, way: Way, now: float, last_s: list[float] = last_s) -> Way | None:
+            if sender is DIALLER:
+                last_s[0] = now
+                return Way(ALICE) if now >= begins_s else None  # noqa: B023
+            return Way(BOB) if now - last_s[0] < 5 else None
+
+        both = Search(
+            probe(DIALLER, [BOB], patience_s=300.0),
+            probe(LISTENER, [ALICE], starts_s=begins_s),
+            short,
+        )
+        both.run(400)
+        assert both.found(DIALLER).way == Way(BOB)
+        assert both.decided_at_s[DIALLER] < begins_s + 0.4
+
+
+def test_patience_ends() -> None:
+    both = Search(probe(DIALLER, [BOB], patience_s=100.0), probe(LISTENER, []), lambda *sent: None)
+    both.run(400)
+    assert both.decided_at_s[DIALLER] == 100 + GIVE_UP_S
+    per_s = both.bytes_to(BOB[0]) / 100
+    assert per_s < 40
+
+
+def test_who_is_patient_and_heard_the_other_gives_up_as_soon_as_anyone() -> None:
+    both = Search(
+        probe(DIALLER, [BOB], patience_s=300.0),
+        probe(LISTENER, [ALICE], starts_s=50.0),
+        lambda *sent: in_the_open(*sent) if sent[0] is LISTENER else None,
+    )
+    both.run(400)
+    assert "ours do not arrive there" in both.failed(DIALLER)
+    assert both.decided_at_s[DIALLER] < 51 + GIVE_UP_S
+
+
 # --- who lies, repeats, or names others ---------------------------------------------------------
 
 
@@ -453,6 +495,28 @@ def test_a_salvo_is_bounded_also_where_nothing_ever_answers() -> None:
     assert min(at_s for at_s, way in sprayed if way.to != ALICE) == SALVO_AFTER_S
     assert sprayed[-1][0] - SALVO_AFTER_S < 3.5
     assert "nothing from" in both.failed(DIALLER)
+
+
+def test_a_fan_stays_open_while_the_other_side_is_waited_for() -> None:
+    """The hard side has patience, and the easy one sprays when it is told to begin."""
+    sight = HardAndEasy(DIALLER, 3)
+    hard = probe(DIALLER, [BOB], salvo=fan(BOB), patience_s=300.0)
+    easy = probe(LISTENER, [ALICE], salvo=spray(ALICE[0], 5), starts_s=130.0)
+    both = Search(hard, easy, sight)
+    both.run(400)
+    assert both.found(DIALLER).way.via > 0
+    assert 130 < both.decided_at_s[DIALLER] < 133
+    asked_s = [at_s for at_s, way in both.sent[DIALLER] if way.via == 1]
+    assert max(after - before for before, after in itertools.pairwise(asked_s)) < 30
+    assert both.bytes_to(BOB[0]) / 130 < 1500
+    assert len(hard._asked) < 2 * FAN_SOCKETS
+
+
+def test_a_salvo_that_is_not_permitted_is_not_fired() -> None:
+    alice = alone(DIALLER, salvo=fan(BOB), may_fire=lambda: False)
+    while alice.side.next_deadline() < math.inf:
+        alice.side.handle_timer(alice.side.next_deadline())
+    assert {way.via for way, _ in alice.said()} == {0}
 
 
 def test_where_a_path_is_there_no_salvo_is_fired() -> None:

@@ -14,11 +14,12 @@ import trio.testing
 from tests.lab.datagrams import FakeSocket, Weather, World
 from tests.lab.nats import Internet, Kind, Router
 from tests.lab.punchers import KEY, Side, a_side, an_internet, carries, meet
+from tunnels.consent import UNASKED_BYTES
 from tunnels.errors import ListenFailed, PunchFailed
 from tunnels.handshake import Role
 from tunnels.meeting import Meeting, Nats
 from tunnels.peer import NatKind
-from tunnels.probe import GIVE_UP_S, UNASKED_BYTES
+from tunnels.probe import GIVE_UP_S
 from tunnels.punch import LINGER_S, MAX_SEARCHES
 from tunnels.salvo import FAN_SOCKETS, SPRAYED_PORTS
 
@@ -132,6 +133,32 @@ async def test_a_router_that_lets_early_probes_in_its_table_needs_the_same_insta
     async with behind(Kind.LEAKY_HOME, Kind.LEAKY_HOME, weather=weather) as pair:
         late, _ = await meet(pair.alice, pair.bob, skew_s=1.0)
         assert late.address is None, "or this test shows nothing"
+
+
+@pytest.mark.parametrize("alices", [Kind.HOME, Kind.SYMMETRIC])
+async def test_a_joiner_waits_until_its_code_is_carried_to_the_other_side(
+    alices: Kind, autojump_clock: Clock
+) -> None:
+    """It knows where the inviter is, and nothing of its NAT."""
+    async with behind(alices, Kind.HOME) as pair:
+        found = []
+
+        async def wait() -> None:
+            where, us = pair.bob.addresses, pair.alice.nats
+            meeting = Meeting(KEY, Role.DIALLER, where, mine=us, patience_s=250.0)
+            found.append(await pair.alice.puncher.punch(meeting))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.sleep(200)
+            began_s = trio.current_time()
+            meeting = Meeting(
+                *(KEY, Role.LISTENER, pair.alice.addresses, pair.bob.nats, pair.alice.nats)
+            )
+            found.append(await pair.bob.puncher.punch(meeting))
+        assert trio.current_time() - began_s < 5
+        assert pair.bob.reflexive[0] in found
+        assert await carries(pair.alice, pair.bob.reflexive[0], pair.bob)
 
 
 async def test_where_udp_is_blocked_it_ends_in_time_and_says_why(autojump_clock: Clock) -> None:
