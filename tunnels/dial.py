@@ -16,6 +16,7 @@ from tunnels.peer import Candidate, PeerId
 STAGGER_S = 0.25  # RFC 8305 (Happy Eyeballs) section 5
 GIVE_UP_S = 7.5  # the whole race: nobody at the address is told within 8 s
 MAX_CANDIDATES = 32
+BEFORE_RELAYS = 2
 UNKNOWN_RANK = 1000
 
 Result = TypeVar("Result")
@@ -99,7 +100,8 @@ def _meanings(address: IPAddress) -> list[IPAddress]:
 def ranked(candidates: Sequence[Candidate], is_near: Callable[[str], bool]) -> list[Candidate]:
     """In the order in which to try them: addresses as given, near ones first, and for each the best
     kind of link. So the second best address of the best kind does not hold back the next kind,
-    which may be the only one that gets through."""
+    which may be the only one that gets through. Relays come after two of them: what leads directly
+    may win, and where nothing does, nobody waits for a long list to fail."""
     hosts = list(dict.fromkeys(one.host for one in candidates))
     near = {host: is_near(host) for host in hosts}
     places = {host: place for place, host in enumerate(hosts)}
@@ -107,7 +109,9 @@ def ranked(candidates: Sequence[Candidate], is_near: Callable[[str], bool]) -> l
     def preference(one: Candidate) -> tuple[bool, int, int]:
         return not near[one.host], places[one.host], rank_of(one, near[one.host])
 
-    return sorted(candidates, key=preference)
+    direct = sorted((one for one in candidates if one.via is None), key=preference)
+    relayed = [one for one in candidates if one.via is not None]
+    return [*direct[:BEFORE_RELAYS], *relayed, *direct[BEFORE_RELAYS:]]
 
 
 def rank_of(candidate: Candidate, near: bool) -> int:

@@ -29,13 +29,14 @@ class Doors:
         port: int,
         needs: Collection[str],
     ) -> None:
-        """needs: "udp", "tcp". Raises ListenFailed."""
+        """needs: "udp", "tcp", "tls". Raises ListenFailed."""
         if "udp" in needs:
             self.datagrams = SharedSocket(network.bind(host, port))
             port = self.datagrams.local[1]
         try:
             if "tcp" in needs:
                 self.listener = self._listen(network, host, port)
+            if "tls" in needs:
                 self.tls = listener_context(identity)
         except BaseException:
             self.close()

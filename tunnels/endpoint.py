@@ -29,9 +29,11 @@ from tunnels.network import HostNetwork, Network
 from tunnels.outside import OutsideView, Server
 from tunnels.peer import Candidate, PeerId
 from tunnels.quic import QuicLink
+from tunnels.relay import RESERVE, Carries
+from tunnels.relaying import OWN_RULES, Relaying
 from tunnels.session import Handler, Session, SessionSetup, new_epoch
 from tunnels.stream import Stream
-from tunnels.transports import TRANSPORTS, Surroundings
+from tunnels.transports import TRANSPORTS, Surroundings, made_for
 
 ACCEPT_TIMEOUT_S = 5.0  # from a stranger's first datagram to its proof
 MAX_SESSIONS = 256
@@ -65,7 +67,8 @@ class Endpoint:
     authorize(peer, service): asked for every stream a peer opens to us.
     dead_after_s: how long a silent peer is kept (it is suspected after 3 s).
     network: where the sockets live; tests pass one made of memory.
-    transports: which kinds of links are made and taken, names of LINK_KINDS.
+    transports: which kinds of links are made and taken, names of LINK_KINDS; to relays others too,
+    where "relay" is the only one. carries: what this node relays for its members.
     stun: servers asked, beside our peers, how we look from outside; None: nobody is asked.
     """
 
@@ -79,6 +82,7 @@ class Endpoint:
         network: Network | None = None,
         transports: Collection[str] = tuple(LINK_KINDS),
         stun: Collection[Server] | None = None,
+        carries: Carries = Carries.INTRODUCTIONS,
     ) -> None:
         if not transports or not set(transports) <= set(LINK_KINDS):
             raise ValueError(f"links are of these kinds: {', '.join(LINK_KINDS)}")
@@ -109,6 +113,12 @@ class Endpoint:
         self._improver.exchange = Exchange(self._ourselves, self._seen, self._improver.follow)
         self._stopped = False
         self.serve(PATHS, self._improver.exchange.serve, PATHS_LIMITS)
+        self.relaying = Relaying(
+            self.peer,
+            carries,
+            is_member=lambda peer: authorize(peer, RESERVE),
+            session=self.session,
+        )
 
     # --- running ------------------------------------------------------------------------
 
@@ -146,10 +156,11 @@ class Endpoint:
             self._subscribers.clear()
             self._nursery = None
             self._doors = None
+            self.relaying.stop()
             self._transports = {}
 
     def _needs(self) -> frozenset[str]:
-        return frozenset().union(*(TRANSPORTS[kind].needs for kind in self._kinds))
+        return frozenset().union(*(TRANSPORTS[kind].needs for kind in made_for(self._kinds)))
 
     def _start_transports(self, nursery: trio.Nursery, doors: Doors) -> None:
         around = Surroundings(
@@ -160,12 +171,15 @@ class Endpoint:
             accept=self._accept,
             budget=Budget(trio.current_time()),
             policy=self._policy,
+            connect=self.connect,
+            session=self.session,
         )
         self._doors = doors
         for kind, made in TRANSPORTS.items():
-            if kind in self._kinds:
+            if kind in made_for(self._kinds):
                 self._transports[kind] = transport = made.make(around)
                 nursery.start_soon(transport.run)
+        self.relaying.start(self._transports.values(), self.serve)
         if doors.datagrams is not None:
             nursery.start_soon(doors.datagrams.run)
         nursery.start_soon(self.outside.run, doors.datagrams)
@@ -180,20 +194,20 @@ class Endpoint:
         self._gates.pop(service, None)
 
     def candidates(self) -> list[Candidate]:
-        """Where peers may reach us: our interface addresses with the bound ports, for each address
-        every kind of link; then what others know (`add_candidates`), each place once."""
+        """Where peers may reach us: through relays; at our interface addresses with the bound
+        ports, for each address over every kind of link; at what others know (`add_candidates`).
+        Each place once."""
         doors = self._open_doors()
         found = [
             Candidate(kind, one, port, "host")
             for one in self._own_hosts(doors.local[0])
-            for kind, transport in self._transports.items()
-            if (port := transport.port) is not None
+            for kind, port in self.bound_ports().items()
         ]
         for source in self._further:
-            found += (one for one in source() if one.transport in self._transports)
-        places: dict[tuple[str, str, int], Candidate] = {}
-        for one in found:
-            places.setdefault((one.transport, one.host, one.port), one)
+            found += (one for one in source() if one.transport in self._kinds)
+        places: dict[tuple[str, str, int, PeerId | None], Candidate] = {}
+        for one in (*self.relaying.candidates(found), *found):
+            places.setdefault((one.transport, one.host, one.port, one.via), one)
         return list(places.values())
 
     def add_candidates(self, source: Callable[[], Iterable[Candidate]]) -> None:
@@ -237,7 +251,7 @@ class Endpoint:
         return {
             kind: transport.port
             for kind, transport in self._transports.items()
-            if transport.port is not None
+            if transport.port is not None and kind in self._kinds
         }
 
     def _own_hosts(self, bound_host: str) -> list[str]:
@@ -276,6 +290,7 @@ class Endpoint:
         nursery = self._still_running()
         if peer == self.peer:
             raise TunnelError("this is the node's own id; connect to another node")
+        candidates = self.relaying.gather(peer, candidates)
         async with self._dialling.setdefault(peer, trio.Lock()):
             session = self._sessions.get(peer)
             if session is not None and not session.suspected:
@@ -294,8 +309,10 @@ class Endpoint:
     async def _attempt(self, peer: PeerId, candidate: Candidate) -> ProvenLink:
         self._still_running()
         transport = self._transports.get(candidate.transport)
-        if transport is None:
-            known = ", ".join(self._transports)
+        if transport is None or not (
+            candidate.transport in self._kinds or self.relaying.is_relay(peer)
+        ):
+            known = ", ".join(one for one in LINK_KINDS if one in self._kinds)
             raise TunnelError(f"not tried: this node links over {known} only")
         refusal = self._policy.refusal(
             candidate.host,
@@ -309,6 +326,9 @@ class Endpoint:
 
     async def _accept(self, link: Link) -> None:
         """Hear a stranger out; its link becomes part of a session or is closed."""
+        if link.kind not in self._kinds:
+            link.close(CloseCode.REFUSED, "this node takes no links of this kind")
+            return
         with trio.move_on_after(ACCEPT_TIMEOUT_S):
             try:
                 proven = await prove(link, self._us, expect=None, entropy=secrets.token_bytes)
@@ -352,12 +372,13 @@ class Endpoint:
         """The handler of `service` for `peer`, or why there is none. The two refusals read the
         same, so that a stranger cannot list our services."""
         refused = f"the service {service!r} is not offered to this node"
+        name = self._name_of(service)
         try:
-            allowed = self._authorize(peer, service)
+            allowed = name in OWN_RULES or self._authorize(peer, service)
         except Exception:
             log.exception("the rules for %r failed: refused", service)
             return refused
-        name = self._name_of(service) if allowed else None
+        name = name if allowed else None
         return refused if name is None else self._gated(name, peer)
 
     def _gated(self, name: str, peer: PeerId) -> Handler | str:

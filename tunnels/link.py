@@ -38,6 +38,7 @@ class LinkKind:
 LINK_KINDS = {
     "tcp": LinkKind("tcp", rank=30, near_rank=10),
     "quic": LinkKind("quic", rank=20, near_rank=20),
+    "relay": LinkKind("relay", rank=50, near_rank=50),
 }
 
 

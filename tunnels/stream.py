@@ -158,6 +158,11 @@ class Stream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         """End both directions: what was sent still arrives, what was not read is dropped."""
+        self.close_now()
+        await trio.lowlevel.checkpoint()
+
+    def close_now(self) -> None:
+        """The same, without the checkpoint."""
         if not self._closed:
             self._closed = True
             self._halt()
@@ -167,7 +172,6 @@ class Stream(trio.abc.HalfCloseableStream):
             self._wake()
             if self.lingering:
                 self._changed(self)
-        await trio.lowlevel.checkpoint()
 
     def reset(self, reason: str) -> None:
         """Give the stream up at once; the other side's reads and writes fail with `reason`."""
@@ -236,6 +240,14 @@ class Stream(trio.abc.HalfCloseableStream):
         for start in range(0, len(data), MAX_DATA_BYTES):
             self._state.send(data[start : start + MAX_DATA_BYTES])
         self._flush()
+
+    def send_some(self, data: bytes | memoryview) -> int:
+        """As much as may leave now, without waiting; how much that was."""
+        self._check_writable()
+        taken = min(len(data), self._state.sendable_bytes)
+        if taken:
+            self.send_now(bytes(data[:taken]))
+        return taken
 
     def end_now(self) -> None:
         self._state.end()

@@ -12,6 +12,7 @@ import logging
 import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -37,12 +38,22 @@ JOINING = Rate(per_s=50, burst=256)  # of them, a network
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Way:
+    """How to get a connection. suspect: called when what came over it was not from the peer."""
+
+    connect: Callable[[], Awaitable[ByteSocket]]
+    suspect: Callable[[], None] = lambda: None
+
+
 class TcpTransport:
     """I own the links of one node. `accept` is called for each that a stranger opens; it returns
     when the stranger has proven itself or is gone.
 
     tls: for those who connect to us. budget: what all links of the node share (allowance.py).
     """
+
+    link_class = TcpLink
 
     def __init__(
         self,
@@ -103,15 +114,18 @@ class TcpTransport:
     async def dial(self, candidate: Candidate, expect: PeerId) -> TcpLink:
         """Raises WrongPeer, LinkClosed (refused, or closed by the other side)."""
         address = (candidate.host, candidate.port)
-        share = self._budget.share(network_of(candidate.host))
-        connection, binding = await self._dial(address, expect, share)
+        way = Way(partial(self._network.connect, address))
+        return await self._dial_link(way, expect, self._budget.share(network_of(candidate.host)))
+
+    async def _dial_link(self, way: Way, expect: PeerId, share: Share) -> TcpLink:
+        connection, binding = await self._dial(way, expect, share)
         if self._stopped:
             connection.lose("this node has stopped")
             raise LinkClosed("this node has stopped")
         connection.send(encode(Begin()))
 
         async def another() -> Connection:
-            further, found = await self._dial(address, expect, link.share)
+            further, found = await self._dial(way, expect, link.share)
             if found != binding:
                 further.reset("another certificate of the same key")
                 raise LinkClosed("the other side shows another certificate than before")
@@ -123,11 +137,9 @@ class TcpTransport:
 
     # --- connections --------------------------------------------------------------------
 
-    async def _dial(
-        self, address: tuple[str, int], expect: PeerId, share: Share
-    ) -> tuple[Connection, bytes]:
+    async def _dial(self, way: Way, expect: PeerId, share: Share) -> tuple[Connection, bytes]:
         """A connection whose far end holds `expect`'s key, and the hash of its certificate."""
-        socket = await self._network.connect(address)
+        socket = await way.connect()
         tls = Tls(self._dialler_context, listens=False)
         connection = Connection(socket, tls, share, self._spawn)
         try:
@@ -136,7 +148,9 @@ class TcpTransport:
             found = certificate_peer(certificate) if certificate is not None else None
             if certificate is None or found != expect:
                 raise WrongPeer(expect, found)
-        except BaseException:
+        except BaseException as error:
+            if tls.broken or isinstance(error, WrongPeer):
+                way.suspect()
             connection.reset("not the peer that was sought")
             raise
         return connection, certificate_hash(certificate)
@@ -186,11 +200,11 @@ class TcpTransport:
         binding: bytes,
         dial: Callable[[], Awaitable[Connection]],
     ) -> TcpLink:
-        link = TcpLink(
+        link = self.link_class(
             connection,
             role,
             binding,
-            near=self._network.is_near(connection.socket.remote[0]),
+            near=self._is_near(connection.socket.remote[0]),
             dial=dial,
             register=self._links.__setitem__,
             spawn=self._spawn,
@@ -198,6 +212,9 @@ class TcpTransport:
         self._running.add(link)
         self._spawn(partial(self._run_link, link))
         return link
+
+    def _is_near(self, host: str) -> bool:
+        return self._network.is_near(host)
 
     async def _run_link(self, link: TcpLink) -> None:
         try:

@@ -84,6 +84,7 @@ class Tls:
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=listens)
         self.established = False
+        self.broken = False  # what came is not what the other end sent
 
     def feed(self, data: bytes | memoryview) -> None:
         """Bytes came in from the network."""
@@ -96,6 +97,7 @@ class Tls:
         except ssl.SSLWantReadError:
             return
         except (ssl.SSLError, ValueError) as error:
+            self.broken = True
             raise LinkClosed(f"the TLS handshake failed: {_why(error)}") from error
         if self._object.selected_alpn_protocol() != ALPN:
             raise LinkClosed("the TLS handshake failed: the other side speaks another protocol")
@@ -123,6 +125,7 @@ class Tls:
                 break
             except ssl.SSLError as error:
                 if not pieces:
+                    self.broken = True
                     raise LinkClosed(f"the connection broke: {_why(error)}") from error
                 break  # what came before it counts; the error comes again
             if not piece:
@@ -146,6 +149,7 @@ class Tls:
             pass
         except ssl.SSLError as error:
             if not filled:
+                self.broken = True
                 raise LinkClosed(f"the connection broke: {_why(error)}") from error
         return filled
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -13,7 +13,10 @@ from tunnels.doors import Doors
 from tunnels.identity import Identity
 from tunnels.link import Accept, Transport
 from tunnels.network import Network
+from tunnels.peer import Candidate, PeerId
 from tunnels.quic_transport import QuicTransport
+from tunnels.relay_transport import RelayTransport
+from tunnels.session import Session
 from tunnels.tcp_transport import TcpTransport
 
 
@@ -22,7 +25,8 @@ class Surroundings:
     """What a transport finds at the endpoint it works for.
 
     accept: called for each link that a stranger opens; it returns when the stranger has proven
-    itself or is gone. budget: what all links of the node share (allowance.py).
+    itself or is gone. connect, session: the endpoint's. budget: what all links of the node share
+    (allowance.py).
     """
 
     identity: Identity
@@ -32,11 +36,13 @@ class Surroundings:
     accept: Accept
     budget: Budget
     policy: AddressPolicy
+    connect: Callable[[PeerId, Sequence[Candidate]], Awaitable[Session]]
+    session: Callable[[PeerId], Session | None]
 
 
 @dataclass(frozen=True)
 class TransportKind:
-    """needs: the doors it cannot do without, of "udp" and "tcp"."""
+    """needs: the doors it cannot do without, of "udp", "tcp" and "tls"."""
 
     make: Callable[[Surroundings], Transport]
     needs: frozenset[str]
@@ -68,8 +74,32 @@ def _tcp(around: Surroundings) -> Transport:
     )
 
 
+def _relay(around: Surroundings) -> Transport:
+    assert around.doors.tls is not None
+    return RelayTransport(
+        around.identity,
+        around.network,
+        around.nursery,
+        around.accept,
+        around.doors.tls,
+        around.budget,
+        connect=around.connect,
+        session=around.session,
+    )
+
+
 TRANSPORTS = {
-    "tcp": TransportKind(_tcp, frozenset({"tcp"})),
+    "tcp": TransportKind(_tcp, frozenset({"tcp", "tls"})),
     "quic": TransportKind(_quic, frozenset({"udp"})),
+    "relay": TransportKind(_relay, frozenset({"tls"})),
 }
 """By the names of `tunnels.link.LINK_KINDS`."""
+
+LEGS = frozenset({"tcp", "quic"})
+"""What may lead to a relay."""
+
+
+def made_for(kinds: frozenset[str]) -> frozenset[str]:
+    """The transports of a node that links to its peers over these kinds: a relay has to be reached
+    somehow."""
+    return kinds if kinds & LEGS or "relay" not in kinds else kinds | LEGS

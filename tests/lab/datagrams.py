@@ -63,6 +63,7 @@ class World:
         self.record = False
         self.tcp_blocked = False  # as by a firewall that drops what would begin a connection
         self.unplugged: set[str] = set()  # hosts
+        self.without_udp: set[str] = set()  # hosts behind a firewall that drops it
         self.listeners: dict[Address, FakeListener] = {}
         self.internet: Internet | None = None  # None: each host sees every other
         self.dice = random.Random(seed)
@@ -147,7 +148,7 @@ class World:
         lands_at: Address | None = target
         if self.internet is not None and network is not None:
             lands_at = self.internet.descend(sender, target, network)
-        if self.cut or lands_at is None:
+        if self.cut or lands_at is None or {sender[0], target[0]} & self.without_udp:
             self.lost += 1
         elif (socket := self._sockets.get(lands_at)) is not None:
             socket.arrive(datagram, sender)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.lab.datagrams import FakeHost, Weather, World
-from tunnels import Endpoint, Identity, PeerId, Session, Stream
+from tunnels import Candidate, Endpoint, Identity, PeerId, Session, Stream, TunnelError
+from tunnels.relay import Carries
 
 KINDS: Collection[str] = ("quic",)  # of links between `two_nodes`; a fixture sets it
 PATIENCE_S = 300.0  # of fake time: pings would keep a world that waits in vain alive for ever
@@ -51,6 +53,12 @@ class Pair:
     alice: Node
     bob: Node
     nursery: trio.Nursery
+    rita: Node | None = None  # the relay between the two
+
+    def guests(self) -> list[Session]:
+        """Bob's sessions, but for the one with the relay."""
+        relay = self.rita and self.rita.endpoint.peer
+        return [one for one in self.bob.endpoint.sessions() if one.peer != relay]
 
     async def connect(self) -> Session:
         """alice dials bob."""
@@ -84,13 +92,42 @@ async def start_node(
     return Node(endpoint, host, scope)
 
 
+async def start_relay(
+    nursery: trio.Nursery, host: FakeHost, name: str, *, port: int = 0, **options: object
+) -> Node:
+    options.setdefault("carries", Carries.TRAFFIC)
+    return await start_node(nursery, host, name, port=port, **options)  # type: ignore[arg-type]
+
+
+async def reach_through(relay: Node, *members: Node) -> None:
+    """Each of `members` can be reached through `relay`, as long as both run."""
+    for one in members:
+        places = relay.endpoint.candidates()
+        session = await one.endpoint.connect(relay.endpoint.peer, places)
+        assert one.endpoint._nursery is not None
+        direct = [place for place in places if place.via is None]
+        await one.endpoint._nursery.start(keep_reserved, one, session, direct)
+
+
+async def keep_reserved(
+    member: Node,
+    session: Session,
+    places: Sequence[Candidate],
+    *,
+    task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    with contextlib.suppress(TunnelError):
+        await member.endpoint.relaying.reserve(session, places, task_status=task_status)
+
+
 @asynccontextmanager
 async def two_nodes(
     weather: Weather | None = None,
     seed: int = 0,
     dead_after_s: float = 10.0,
 ) -> AsyncIterator[Pair]:
-    """alice at 11.0.0.1 and bob at 11.0.0.2, in one world, with links of the KINDS."""
+    """alice at 11.0.0.1 and bob at 11.0.0.2, in one world, with links of the KINDS; where that is
+    "relay", through rita at 11.0.0.9."""
     with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             world = World(weather, seed)
@@ -109,7 +146,12 @@ async def two_nodes(
                 dead_after_s=dead_after_s,
                 transports=KINDS,
             )
-            yield Pair(world, alice, bob, nursery)
+            rita = None
+            if "relay" in KINDS:
+                host = world.host("11.0.0.9")
+                rita = await start_relay(nursery, host, "rita", dead_after_s=dead_after_s)
+                await reach_through(rita, alice, bob)
+            yield Pair(world, alice, bob, nursery, rita)
             nursery.cancel_scope.cancel()
 
 

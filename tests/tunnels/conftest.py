@@ -8,6 +8,7 @@ import pytest
 from tests.lab import nodes
 
 KINDS = ("quic", "tcp")
+through_a_relay_too = pytest.mark.parametrize("link_kind", [*KINDS, "relay"], indirect=True)
 over_quic = pytest.mark.parametrize("link_kind", ["quic"], indirect=True)
 over_tcp = pytest.mark.parametrize("link_kind", ["tcp"], indirect=True)
 

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from tests.lab import nodes
 from tests.lab.nodes import Node, Pair, identity, start_node, two_nodes
-from tests.tunnels.conftest import over_quic
+from tests.tunnels.conftest import over_quic, through_a_relay_too
 from tunnels import DialFailed, Identity, PeerId, SessionUp
 from tunnels.frames import (
     VERSION,
@@ -131,9 +131,10 @@ async def refused(pair: Pair, link: Link, reason: str) -> None:
     assert link.closure is not None
     assert link.closure.by_peer
     assert reason in link.closure.reason
-    assert pair.bob.endpoint.sessions() == []
+    assert pair.guests() == []
 
 
+@through_a_relay_too
 async def test_the_tools_of_these_tests_open_a_session_when_nothing_is_forged(
     clock: object,
 ) -> None:
@@ -155,10 +156,11 @@ FORGERIES: dict[str, tuple[dict[str, object], str]] = {
     "the listener's role": ({"role": Role.LISTENER}, "could not prove"),
     "a lower version": ({"version": VERSION - 1}, "update the older"),
     "a higher version": ({"version": VERSION + 1}, "update the older"),
-    "another kind of link": ({"kind": "relay"}, "another kind of link"),
+    "another kind of link": ({"kind": "pigeon"}, "another kind of link"),
 }
 
 
+@through_a_relay_too
 @pytest.mark.parametrize("forgery", FORGERIES)
 async def test_a_dialler_that_forges_is_refused(forgery: str, clock: object) -> None:
     options, reason = FORGERIES[forgery]
@@ -174,6 +176,7 @@ async def test_a_dialler_that_forges_is_refused(forgery: str, clock: object) -> 
         await refused(pair, link, reason)
 
 
+@through_a_relay_too
 async def test_a_handshake_replayed_on_another_link_is_refused(clock: object) -> None:
     """Word for word what alice said when she was let in, nonce and all."""
     async with two_nodes() as pair:
@@ -191,6 +194,7 @@ async def test_a_handshake_replayed_on_another_link_is_refused(clock: object) ->
         await refused(pair, replay, "could not prove")
 
 
+@through_a_relay_too
 async def test_our_own_words_thrown_back_at_us_are_refused(clock: object) -> None:
     async with two_nodes() as pair:
         link = await raw_link(pair)
@@ -331,7 +335,7 @@ async def test_another_protocol_on_the_same_port_is_turned_away(
         with pytest.raises(DialFailed, match="No common ALPN"):
             await pair.connect()
         await trio.sleep(6)
-        assert pair.bob.endpoint.sessions() == []
+        assert pair.guests() == []
 
 
 @over_quic
@@ -390,6 +394,7 @@ async def test_there_are_no_tickets_and_nothing_early_is_heard(clock: object) ->
         )
 
 
+@through_a_relay_too
 async def test_the_link_is_what_is_proven_and_not_only_the_key(clock: object) -> None:
     """Two diallers at the same listener: the proof of one link does not open the other."""
     async with two_nodes() as pair:
@@ -406,6 +411,7 @@ async def test_the_link_is_what_is_proven_and_not_only_the_key(clock: object) ->
         await refused(pair, two, "could not prove")
 
 
+@through_a_relay_too
 async def test_a_record_before_the_proof_ends_the_link(clock: object) -> None:
     async with two_nodes() as pair:
         for record in (Ping(1), Proof(bytes(64))):

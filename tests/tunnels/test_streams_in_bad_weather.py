@@ -10,8 +10,9 @@ import trio.testing
 
 from tests.lab.datagrams import Weather
 from tests.lab.nodes import echo, exchange, two_nodes
+from tests.tunnels.conftest import through_a_relay_too
 
-pytestmark = pytest.mark.usefixtures("link_kind")
+pytestmark = [pytest.mark.usefixtures("link_kind"), through_a_relay_too]
 MIB = 1 << 20
 
 

@@ -7,6 +7,7 @@ import socket
 import ssl
 import tempfile
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import trio
@@ -27,7 +28,7 @@ from tunnels.link import CloseCode
 from tunnels.tcp import MAX_CHANNELS, TcpLink
 from tunnels.tcp_channels import TcpChannel
 from tunnels.tcp_connection import Connection
-from tunnels.tcp_transport import FIRST_WORDS_TIMEOUT_S, TcpTransport
+from tunnels.tcp_transport import FIRST_WORDS_TIMEOUT_S, TcpTransport, Way
 from tunnels.tcp_wire import (
     Begin,
     Control,
@@ -69,9 +70,8 @@ async def connection_to(pair: Pair) -> Connection:
     bob = pair.bob.endpoint
     [place] = bob.candidates()
     share = Budget(trio.current_time()).share("tests")
-    connection, _ = await transport_of(pair.alice.endpoint)._dial(
-        (place.host, place.port), bob.peer, share
-    )
+    way = Way(partial(pair.alice.host.connect, (place.host, place.port)))
+    connection, _ = await transport_of(pair.alice.endpoint)._dial(way, bob.peer, share)
     return connection
 
 
