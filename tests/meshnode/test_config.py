@@ -93,5 +93,5 @@ def test_transports_are_names_with_commas_between(text: str, names: tuple[str, .
 
 @pytest.mark.parametrize("text", ["", "tcp,", "pigeon", "auto,tcp"])
 def test_transports_that_are_none_are_told_so(text: str) -> None:
-    with pytest.raises(UsageError, match="of tcp, quic; or auto"):
+    with pytest.raises(UsageError, match="of tcp, quic, relay; or auto"):
         parse_transports(text, ("tcp", "quic"))
