@@ -88,10 +88,10 @@ def test_bytes_print_in_units_people_know(size_bytes: int, text: str) -> None:
     [("auto", ()), ("tcp", ("tcp",)), (" QUIC,tcp,quic", ("quic", "tcp"))],
 )
 def test_transports_are_names_with_commas_between(text: str, names: tuple[str, ...]) -> None:
-    assert parse_transports(text, ("tcp", "quic")) == names
+    assert parse_transports(text, ("tcp", "quic", "relay")) == names
 
 
 @pytest.mark.parametrize("text", ["", "tcp,", "pigeon", "auto,tcp"])
 def test_transports_that_are_none_are_told_so(text: str) -> None:
     with pytest.raises(UsageError, match="of tcp, quic, relay; or auto"):
-        parse_transports(text, ("tcp", "quic"))
+        parse_transports(text, ("tcp", "quic", "relay"))
