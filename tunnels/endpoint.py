@@ -28,6 +28,7 @@ from tunnels.meeting import Meeting
 from tunnels.network import HostNetwork, Network
 from tunnels.outside import OutsideView, Server
 from tunnels.peer import Candidate, PeerId
+from tunnels.punch import Puncher
 from tunnels.quic import QuicLink
 from tunnels.relay import RESERVE, Carries
 from tunnels.relaying import OWN_RULES, Relaying
@@ -182,6 +183,9 @@ class Endpoint:
         self.relaying.start(self._transports.values(), self.serve)
         if doors.datagrams is not None:
             nursery.start_soon(doors.datagrams.run)
+            host = doors.local[0]
+            puncher = Puncher(doors.datagrams, lambda: self._network.bind(host, 0), self._refusal)
+            self._improver.punch = puncher.punch
         nursery.start_soon(self.outside.run, doors.datagrams)
 
     def serve(self, service: str, handler: Handler, limits: ServiceLimits = WORK) -> None:
@@ -314,15 +318,18 @@ class Endpoint:
         ):
             known = ", ".join(one for one in LINK_KINDS if one in self._kinds)
             raise TunnelError(f"not tried: this node links over {known} only")
-        refusal = self._policy.refusal(
-            candidate.host,
-            bound_host=self._open_doors().local[0],
-            own_addresses=self._network.interface_addresses(),
-        )
-        if refusal is not None:
+        if (refusal := self._refusal(candidate.host)) is not None:
             raise TunnelError(refusal)
         link = await transport.dial(candidate, peer)
         return await prove(link, self._us, expect=peer, entropy=secrets.token_bytes)
+
+    def _refusal(self, host: str) -> str | None:
+        """Why an address that somebody named may not be contacted."""
+        return self._policy.refusal(
+            host,
+            bound_host=self._open_doors().local[0],
+            own_addresses=self._network.interface_addresses(),
+        )
 
     async def _accept(self, link: Link) -> None:
         """Hear a stranger out; its link becomes part of a session or is closed."""

@@ -130,7 +130,7 @@ class Improver:
 
     async def _meet(self, session: Session, swap: Swap, punch: Punch) -> None:
         try:
-            host, port = await punch(_meeting(swap))
+            host, port = await punch(_meeting(swap, session.rtt_s or 0.0))
         except TunnelError as error:
             log.debug("no way of datagrams to %s: %s", swap.peer.short, error)
             return
@@ -161,7 +161,8 @@ class Improver:
         ]
 
 
-def _meeting(swap: Swap) -> Meeting:
+def _meeting(swap: Swap, rtt_s: float) -> Meeting:
+    """The answer takes half a round trip to get to the side that asked: then both begin."""
     theirs = [one for one in swap.theirs.candidates if one.transport == "quic"]
     return Meeting(
         swap.key,
@@ -169,6 +170,7 @@ def _meeting(swap: Swap) -> Meeting:
         tuple((one.host, one.port) for one in theirs),
         mine=Nats(swap.mine.nat_v4, swap.mine.nat_v6),
         theirs=Nats(swap.theirs.nat_v4, swap.theirs.nat_v6),
+        begins_in_s=rtt_s / 2 if swap.role is Role.LISTENER else 0.0,
     )
 
 
