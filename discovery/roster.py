@@ -68,7 +68,7 @@ class Member:
 
     def body(self) -> bytes:
         """What the member's signature covers."""
-        places = [[one.transport, one.host, one.port] for one in self.candidates]
+        places = [_spoken(one) for one in self.candidates]
         said = [str(self.peer), self.seq, self.name, places, self.payload.hex()]
         return json.dumps(said, ensure_ascii=True, separators=(",", ":")).encode("ascii")
 
@@ -158,12 +158,24 @@ class Roster:
         return roster
 
 
+def _spoken(place: Candidate) -> list[str | int]:
+    """A place as its member signs it."""
+    through = [] if place.via is None else [str(place.via)]
+    return [place.transport, place.host, place.port, *through]
+
+
 def _to_entry(member: Member) -> dict[str, Any]:
     return {
         "peer": str(member.peer),
         "name": member.name,
         "candidates": [
-            [candidate.transport, candidate.host, candidate.port, candidate.kind]
+            [
+                candidate.transport,
+                candidate.host,
+                candidate.port,
+                candidate.kind,
+                *([] if candidate.via is None else [str(candidate.via)]),
+            ]
             for candidate in member.candidates
         ],
         "payload": base64.b64encode(member.payload).decode("ascii"),
@@ -179,9 +191,13 @@ def _from_entry(entry: Mapping[str, Any]) -> Member:
         name=_typed(entry["name"], str),
         candidates=tuple(
             Candidate(
-                _typed(transport, str), _typed(host, str), _typed(port, int), _typed(kind, str)
+                _typed(transport, str),
+                _typed(host, str),
+                _typed(port, int),
+                _typed(kind, str),
+                parse_peer_id_untrusted(_typed(via[0], str)) if via else None,
             )
-            for transport, host, port, kind in entry["candidates"]
+            for transport, host, port, kind, *via in entry["candidates"]
         ),
         payload=base64.b64decode(_typed(entry["payload"], str), validate=True),
         seq=_typed(entry["seq"], int),

@@ -47,12 +47,13 @@ def parse_grants_untrusted(message: Mapping[str, Any]) -> list[Grant]:
 
 
 def _parse_candidate_untrusted(row: object) -> Candidate:
-    if isinstance(row, list) and len(row) == 3:
-        transport, host, port = row
+    if isinstance(row, list) and len(row) in (3, 4):
+        transport, host, port, *relay = row
         texts = isinstance(transport, str) and isinstance(host, str) and isinstance(port, int)
         if texts and transport.isprintable() and host.isprintable():  # an IPv6 scope may hold all
             with contextlib.suppress(ValueError):
-                return Candidate(transport[:MAX_NAME_CHARS], host, port)
+                via = PeerId(relay[0] if isinstance(relay[0], bytes) else b"") if relay else None
+                return Candidate(transport[:MAX_NAME_CHARS], host, port, via=via)
     raise BadMessage("the peer's introduction holds an address that is none")
 
 
@@ -80,9 +81,14 @@ def member_message(member: Member) -> dict[str, Any]:
     return {
         "name": member.name,
         "seq": member.seq,
-        "candidates": [[one.transport, one.host, one.port] for one in member.candidates],
+        "candidates": [_candidate_row(one) for one in member.candidates],
         "signature": member.signature,
     }
+
+
+def _candidate_row(one: Candidate) -> list[str | int | bytes]:
+    through = [] if one.via is None else [one.via.key]
+    return [one.transport, one.host, one.port, *through]
 
 
 def record_pages(records: Sequence[tuple[Member, Grant]]) -> list[dict[str, Any]]:

@@ -105,7 +105,8 @@ class Neighbours:
             changed = self._changed
             meshes = self._membership.ledger.meshes()
             known = self._endpoint.candidates()
-            places = tuple(one for one in known if one.kind == "host")[:MAX_PLACES]
+            here = (one for one in known if one.kind == "host" and one.via is None)
+            places = tuple(here)[:MAX_PLACES]
             if meshes != self._meshes or not entropy:
                 self._meshes, entropy = meshes, secrets.token_bytes(ENTROPY_BYTES)
                 self._book = self._new_book()

@@ -131,7 +131,7 @@ class RelayTransport(TcpTransport):
         kept: list[Candidate] = []
         through: dict[PeerId, list[Candidate]] = {}
         for one in candidates:
-            if one.via is None:
+            if one.via is None or one.transport != KIND:
                 kept.append(one)
                 continue
             if one.via not in through and one.via not in (peer, self._us):

@@ -20,7 +20,11 @@ from tunnels.identity import Identity
 from tunnels.peer import Candidate, PeerId
 
 ANN, BEN = (PeerId(bytes([n]) * 32) for n in (1, 2))
-HOME = (Candidate("quic", "10.0.0.1", 1), Candidate("quic", "2001:db8::1", 2, "given"))
+HOME = (
+    Candidate("quic", "10.0.0.1", 1),
+    Candidate("quic", "2001:db8::1", 2, "given"),
+    Candidate("relay", "203.0.113.5", 443, via=BEN),
+)
 
 
 def test_a_members_own_word_wins_and_last_seen_never_goes_back() -> None:
@@ -109,6 +113,8 @@ def test_a_word_is_the_members_own_or_nobodys() -> None:
         replace(word, name="anna"),
         replace(word, seq=6),
         replace(word, candidates=HOME[:1]),
+        replace(word, candidates=(*HOME[:2], replace(HOME[2], via=ann.peer))),
+        replace(word, candidates=(*HOME[:2], replace(HOME[2], via=None))),
         replace(word, payload=b""),
         replace(word, peer=ben.peer),
         replace(word, signature=b""),

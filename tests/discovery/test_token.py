@@ -135,8 +135,14 @@ def test_an_address_that_means_something_on_one_machine_only_stays_there() -> No
 @pytest.mark.parametrize(
     "changes",
     [
-        {"version": 2},
         {"candidates": (Candidate("quic", "10.0.0.1", 1),) * 17},
+        {"candidates": (Candidate("relay", "10.0.0.1", 1),)},
+        {"candidates": (Candidate("quic", "10.0.0.1", 1, via=PeerId(bytes(32))),)},
+        {
+            "candidates": tuple(
+                Candidate("relay", "10.0.0.1", 1, via=PeerId(bytes([n] * 32))) for n in range(9)
+            )
+        },
         {"candidates": (Candidate("pigeon", "10.0.0.1", 1),)},
         {"candidates": (Candidate("quic", "10.0.0.1", 1, "guessed"),)},
         {"mesh": b"short"},
@@ -183,7 +189,14 @@ def test_the_table_in_the_docstring_is_what_is_spoken() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (spelled(2, body()), "newer mesh"),
+        (spelled(3, body()), "newer mesh"),
+        (spelled(2, body()), "corrupted"),
+        (spelled(2, body(candidates=b"\x09" + bytes(9 * 32))), "corrupted"),
+        (spelled(2, body(candidates=b"\x01" + bytes(31))), "corrupted"),
+        (spelled(2, body(candidates=b"\x00x")), "corrupted"),
+        (spelled(2, body(count=1, candidates=b"\x40" + bytes(6) + b"\x00")), "corrupted"),
+        (spelled(2, body(count=1, candidates=b"\x40" + bytes(8))), "corrupted"),
+        (spelled(2, body(count=1, candidates=b"\x40" + bytes(6))), "corrupted"),
         (spelled(1, b""), "corrupted"),
         (spelled(1, body(), length=99), "corrupted"),
         (spelled(1, body(role=9)), "does not know"),
@@ -197,6 +210,49 @@ def test_the_table_in_the_docstring_is_what_is_spoken() -> None:
 def test_a_token_made_wrong_on_purpose_is_refused(text: str, reason: str) -> None:
     with pytest.raises(BadToken, match=reason):
         parse_untrusted(text)
+
+
+RITA, SAM = PeerId(b"r" * 32), PeerId(b"s" * 32)
+
+
+def test_relays_that_lead_to_the_inviter_are_named_once_each() -> None:
+    through = [
+        Candidate("relay", "203.0.113.5", 443, via=RITA),
+        Candidate("relay", "2001:db8::5", 4433, "given", via=RITA),
+        Candidate("relay", "203.0.113.6", 443, via=SAM),
+    ]
+    token = make_token(candidates=(*through, *TOKEN.candidates))
+    assert parse_untrusted(encode(token)) == token
+    assert (token.version, token.relays) == (2, (RITA, SAM))
+    one = encode(make_token(candidates=(*through[:1], *TOKEN.candidates)))
+    assert len(one) - len(TEXT) < 70, "a relay costs little more than its key"
+
+
+def test_an_inviter_that_is_a_relay_says_so_in_a_few_characters() -> None:
+    mark = Candidate("relay", "203.0.113.5", 443, via=TOKEN.inviter)
+    token = make_token(candidates=(mark, *TOKEN.candidates))
+    assert parse_untrusted(encode(token)) == token
+    assert token.relays == ()
+    assert len(encode(token)) - len(TEXT) < 16
+
+
+def test_a_token_without_relays_is_one_that_older_nodes_read() -> None:
+    assert TOKEN.version == 1
+    assert spelled(1, b"")[:6] == TEXT[:6]
+
+
+def test_a_relay_that_the_first_version_could_not_name_leads_nowhere() -> None:
+    nameless = bytes([0x40, 10, 0, 0, 1, 0, 80])
+    assert parse_untrusted(spelled(1, body(count=1, candidates=nameless))).candidates == ()
+
+
+def test_the_relays_in_the_docstring_are_what_is_spoken() -> None:
+    places = bytes([0x40, 10, 0, 0, 1, 0, 80, 0]) + bytes([0x40, 10, 0, 0, 2, 0, 80, 255])
+    text = spelled(2, body(count=2, candidates=places + b"\x01" + RITA.key))
+    assert parse_untrusted(text).candidates == (
+        Candidate("relay", "10.0.0.1", 80, via=RITA),
+        Candidate("relay", "10.0.0.2", 80, via=PeerId(bytes(32))),
+    )
 
 
 def test_candidates_of_a_later_mesh_are_skipped() -> None:
@@ -215,6 +271,7 @@ def test_no_checksummed_bytes_upset_the_parser(rest: bytes, role: int, count: in
         spelled(1, rest),
         spelled(role, rest, length=count),
         spelled(1, body(role=role % 6, count=count % 20, candidates=rest)),
+        spelled(2, body(count=count % 3, candidates=rest)),
     ):
         try:
             parse_untrusted(text)

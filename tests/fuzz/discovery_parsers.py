@@ -42,7 +42,7 @@ SECRET = Secret(bytes(range(16)))
 # --- tokens -------------------------------------------------------------------------------------
 
 
-def token() -> Token:
+def token(*ways: Candidate) -> Token:
     return Token(
         mesh=MESH,
         inviter=US.peer,
@@ -54,13 +54,17 @@ def token() -> Token:
         candidates=(
             Candidate("quic", "192.0.2.1", 4242),
             Candidate("quic", "2001:db8::1", 4242, "given"),
+            *ways,
         ),
     )
 
 
-def token_body() -> bytes:
-    """The payload under the checksum."""
-    return read_untrusted(encode(token())[len(PREFIX) :])[0]
+def token_bodies() -> list[bytes]:
+    """Payloads under the checksum: of a plain token, and of one with relays."""
+    through = Candidate("relay", "192.0.2.9", 443, via=PeerId(bytes(range(32))))
+    mark = Candidate("relay", "192.0.2.1", 4242, via=US.peer)
+    tokens = token(), token(through, mark)
+    return [read_untrusted(encode(one)[len(PREFIX) :])[0] for one in tokens]
 
 
 def seal_token(body: bytes) -> bytes:
@@ -203,7 +207,7 @@ def read_json(data: bytes, declared: type[Exception]) -> object:
 
 PARSERS = (
     Parser(
-        *("invite token", (BadToken,), lambda: [token_body()], run_token),
+        *("invite token", (BadToken,), token_bodies, run_token),
         format=SealedFormat(seal_token),
     ),
     Parser(

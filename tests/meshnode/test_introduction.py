@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from discovery.grants import Role, encode_grant, issue_root
 from discovery.revocations import MAX_SPARED, REMEMBERED_S, Kind, Revocation
+from discovery.roster import Member
 from meshnode.errors import BadMessage
 from meshnode.introduction import (
     MAX_HELLO_GRANTS,
     MAX_RECORDS,
+    member_message,
     parse_grants_untrusted,
     parse_member_untrusted,
     parse_records_untrusted,
@@ -40,6 +42,12 @@ def test_what_a_member_says_is_kept() -> None:
     assert (member.name, member.seq, member.last_seen) == ("ann", 5, 7)
 
 
+def test_a_way_through_a_relay_is_kept() -> None:
+    way = Candidate("relay", "203.0.113.5", 443, via=PeerId(b"r" * 32))
+    word = Member(ANN, "ann", (way,), seq=5, last_seen=7)
+    assert parse_member_untrusted(ANN, cbor2.loads(cbor2.dumps(member_message(word))), 7) == word
+
+
 def test_a_name_is_made_fit_to_be_shown() -> None:
     assert parse_member_untrusted(ANN, said(name="\x1b[2Jann"), 0).name == "[2Jann"
     assert parse_member_untrusted(ANN, said(name="\x1b"), 0).name == ANN.short
@@ -54,6 +62,9 @@ def test_a_name_is_made_fit_to_be_shown() -> None:
         ["quic", 7, 4433],
         ["quic", "nowhere", 4433],
         ["quic", "11.0.0.1"],
+        ["relay", "11.0.0.1", 4433, b"short"],
+        ["relay", "11.0.0.1", 4433, "r" * 32],
+        ["relay", "11.0.0.1", 4433, bytes(32), 1],
         "quic",
     ],
 )
