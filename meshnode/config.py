@@ -14,14 +14,18 @@ from pathlib import Path
 
 from discovery.token import Token
 from meshnode.errors import UsageError
+from tunnels.stun import DEFAULT_PORT, Server
 
 DEFAULT_HTTP_PORT = 8090
 DEFAULT_HTTP = f"127.0.0.1:{DEFAULT_HTTP_PORT}"
 DEFAULT_CTX_TOKENS = 4096
 DEFAULT_INVITE_USES = 8
 DEFAULT_INVITE_LIFETIME_S = 24 * 3600
+DEFAULT_STUN = "stun.l.google.com:19302,stun.cloudflare.com:3478,stun.nextcloud.com:443"
+"""Run by three who have nothing to do with each other; the last is on a port that few block."""
 MAX_INVITE_LIFETIME_S = 3650 * 24 * 3600  # ten years
 
+_HOST = re.compile(r"[\w.:-]{1,253}")
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 _SIZE_FACTORS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _DURATION = re.compile(r"(\d{1,18})\s*([smhd])", re.IGNORECASE)
@@ -69,6 +73,8 @@ class NodeConfig:
     accept_wait_s: int = 0  # for a reply code to be carried to an inviter that cannot be reached
     mdns: bool = True  # announced on the local network, and members followed there
     portmap: bool = True  # the router is asked to forward our port
+    stun: tuple[Server, ...] = ()  # asked, beside members, how this node looks from outside
+    offline: bool = False  # no packet leaves the networks that this machine is in
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,20 @@ def parse_transports(text: str, known: Collection[str]) -> tuple[str, ...]:
             f"--transport {text!r}: name kinds of links with commas between, of {kinds}; or auto"
         )
     return names
+
+
+def parse_servers(text: str) -> tuple[Server, ...]:
+    """STUN servers in `HOST:PORT,HOST`, each once; nothing for `none`."""
+    if text.strip().lower() == "none":
+        return ()
+    servers = []
+    for one in text.split(","):
+        name = one.strip()
+        address = parse_address(name if ":" in name else f"{name}:{DEFAULT_PORT}", what="--stun")
+        if address.host is None or not address.port or not _HOST.fullmatch(address.host):
+            raise UsageError(f"--stun {one!r}: name servers as HOST:PORT,HOST:PORT; or none")
+        servers.append(Server(address.host, address.port))
+    return tuple(dict.fromkeys(servers))
 
 
 def human_bytes(size_bytes: float) -> str:

@@ -233,14 +233,15 @@ class Connections:
         async with trio.open_nursery() as nursery:
             for session in self.introduced():
                 if mesh in self._membership.shown_by(session.peer):
-                    nursery.start_soon(self._show_again, session)
+                    nursery.start_soon(self.show_again, session)
 
-    async def _show_again(self, session: Session) -> None:
+    async def show_again(self, session: Session) -> None:
+        """Says hello once more: what we are, or where, has changed."""
         try:
             with trio.fail_after(JOIN_TIMEOUT_S):
                 await self._introduce(session)
         except (TunnelError, MeshError, trio.TooSlowError) as error:
-            log.info("%s was not shown the new grant: %s", session.peer.short, error)
+            log.info("%s was not told what is new about us: %s", session.peer.short, error)
 
     def _report_introduced(self, peer: PeerId) -> None:
         if (dial := self._under_way.get(peer)) is not None:

@@ -43,13 +43,16 @@ from meshnode.pipeline.deploy import Orchestrator
 from meshnode.pipeline.inventory import Inventory
 from meshnode.pipeline.lease import LeaseDesk
 from meshnode.state import Home
+from meshnode.whereabouts import Whereabouts
 from tunnels import AddressPolicy, Endpoint, ListenFailed
 from tunnels.gate import ASK
 from tunnels.link import LINK_KINDS
+from tunnels.network import HostNetwork
+from tunnels.offline import NearNetwork
 
 _PORT_DOCUMENT = "port.json"
 FIRST_LOOK_S = 1.5
-"""How long the first invite waits for the router to say where it forwards our port from."""
+"""How long the first invite waits for servers and the router to say how we look from outside."""
 
 
 class Node:
@@ -72,16 +75,23 @@ class Node:
         name = node_name(config.name)
         identity = home.identity("node.key")
         self._membership = Membership(home, identity, name)
+        network = NearNetwork() if config.offline else HostNetwork()
         self._endpoint = Endpoint(
             identity,
             authorize=self._membership.authorize,
-            policy=AddressPolicy(),
+            policy=AddressPolicy(only=network.is_near if config.offline else None),
+            network=network,
             transports=config.transports or tuple(LINK_KINDS),
+            stun=None if config.offline else config.stun,
         )
         self._connections = Connections(self._endpoint, self._membership, emit)
         self._peers = Peers(self._endpoint, self._membership, self._connections, emit)
         self._connections.replies.wait_s = config.accept_wait_s
         self._portmap: PortMap | None = None
+        connections = self._connections
+        self._whereabouts = Whereabouts(
+            self._endpoint, connections.introduced, connections.show_again
+        )
         self._administration = Administration(
             self._membership, self._connections.joining, self._endpoint.meeting_places
         )
@@ -141,11 +151,13 @@ class Node:
             if self._orchestrator and self._serve_config:
                 await self._open_gateway(nursery, self._serve_config.http, self._orchestrator)
                 nursery.start_soon(self._orchestrator.run)
-            await self._map_ports(nursery)
+            self._map_ports(nursery)
+            await self._look_outside()
             self._introduce_node()
             self._join_neighbours(nursery)
             await nursery.start(self._peers.run)
             nursery.start_soon(self._connections.run, self._config.joins)
+            nursery.start_soon(self._whereabouts.run)
 
     def status(self) -> Mapping[str, Any]:
         """What `/api/v1/status` and the live view show; JSON-ready."""
@@ -213,6 +225,15 @@ class Node:
         text = f"chat endpoint: {orchestrator.standing.url}/v1 (answers once a model is loaded)"
         self._emit(Event(Kind.NODE, text, {"url": orchestrator.standing.url}))
 
+    async def _look_outside(self) -> None:
+        """An invite is to say where this node is reached from outside; who joins need not wait."""
+        if self._config.joins:
+            return
+        with trio.move_on_after(FIRST_LOOK_S):
+            await self._endpoint.outside.known.wait()
+            if self._portmap:
+                await self._portmap.settled.wait()
+
     def _introduce_node(self) -> None:
         me = self._endpoint.peer
         where = ", ".join(str(candidate) for candidate in self._endpoint.candidates())
@@ -240,20 +261,18 @@ class Node:
         text = f"models here: {', '.join(facts.models) or 'none'}"
         self._emit(Event(Kind.MODELS, text, {"models": list(facts.models)}))
 
-    async def _map_ports(self, nursery: trio.Nursery) -> None:
-        """Has the router forward our ports, unless only this machine may reach the node."""
-        if not self._config.portmap or self._only_this_machine:
+    def _map_ports(self, nursery: trio.Nursery) -> None:
+        """Has the router forward our ports, unless only near machines may reach the node."""
+        if not self._config.portmap or self._config.offline or self._only_this_machine:
             return
         portmap = self._portmap = PortMap(
             self._endpoint.bound_ports, only_host=self._only_host, tell=self._tell_port_mapping
         )
         self._endpoint.add_candidates(portmap.candidates)
         nursery.start_soon(portmap.run)
-        if not self._config.joins:
-            with trio.move_on_after(FIRST_LOOK_S):
-                await portmap.settled.wait()
 
     def _tell_port_mapping(self, status: PortMapStatus) -> None:
+        self._endpoint.tell_candidates_changed()
         if status.router is not None:
             text = f"port mapping: {describe(status)}"
             self._emit(Event(Kind.NODE, text, {"port_mapping": status.row()}))

@@ -17,6 +17,7 @@ STAGGER_S = 0.25  # RFC 8305 (Happy Eyeballs) section 5
 GIVE_UP_S = 7.5  # the whole race: nobody at the address is told within 8 s
 MAX_CANDIDATES = 32
 BEFORE_RELAYS = 2
+BEYOND = "it is beyond this machine's own networks, and the node is to stay within (--offline)"
 UNKNOWN_RANK = 1000
 
 Result = TypeVar("Result")
@@ -52,11 +53,13 @@ class AddressPolicy:
 
     Never: multicast, unspecified, link-local, reserved and metadata addresses. Loopback only
     when our own socket is bound to loopback, private ones only when we have a private address
-    too; the two flags are the operator's word that they are welcome in any case.
+    too; the two flags are the operator's word that they are welcome in any case. only: says which
+    may be at all; for a node that keeps to its own networks.
     """
 
     allow_private: bool = False
     allow_loopback: bool = False
+    only: Callable[[str], bool] | None = None
 
     def refusal(self, host: str, *, bound_host: str, own_addresses: Sequence[str]) -> str | None:
         """Why `host` (an IP literal) may not be contacted, or None when it may.
@@ -79,6 +82,8 @@ class AddressPolicy:
                     "not tried: it is private and this machine is in no private network; "
                     "allow private addresses if that is meant"
                 )
+        if self.only is not None and not self.only(host):
+            return f"not tried: {BEYOND}"
         return None
 
 

@@ -26,7 +26,7 @@ from tunnels.improve import Improver
 from tunnels.link import LINK_KINDS, CloseCode, Introduction, Link, ProvenLink, Transport, prove
 from tunnels.meeting import Meeting
 from tunnels.network import HostNetwork, Network
-from tunnels.outside import OutsideView, Server
+from tunnels.outside import OutsideView
 from tunnels.peer import Candidate, PeerId
 from tunnels.punch import Puncher
 from tunnels.quic import QuicLink
@@ -34,6 +34,7 @@ from tunnels.relay import RESERVE, Carries
 from tunnels.relaying import OWN_RULES, Relaying
 from tunnels.session import Handler, Session, SessionSetup, new_epoch
 from tunnels.stream import Stream
+from tunnels.stun import Server
 from tunnels.transports import TRANSPORTS, Surroundings, made_for
 
 ACCEPT_TIMEOUT_S = 5.0  # from a stranger's first datagram to its proof

@@ -22,7 +22,8 @@ from tunnels.dial import AddressPolicy
 from tunnels.meeting import Nats
 from tunnels.nat import NatFacts, is_worth_asking, judge
 from tunnels.network import Network
-from tunnels.peer import Candidate, format_address
+from tunnels.peer import Candidate
+from tunnels.stun import Server
 from tunnels.stun_port import StunPort
 
 CHECK_S = 60.0
@@ -34,17 +35,6 @@ MAX_SERVERS = 6  # asked, of one IP version
 VERSIONS = (4, 6)
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Server:
-    """host: a name or an address."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return format_address(self.host, self.port)
 
 
 Resolve = Callable[[Server], Awaitable[Sequence[Address]]]
@@ -90,6 +80,7 @@ class OutsideView:
         on_change: Callable[[], None] = lambda: None,
         resolve: Resolve = resolve,
     ) -> None:
+        self.known = trio.Event()  # two have answered, or all were asked once
         self.checked = trio.Event()  # all were asked once
         self.answers: dict[Address, Address | None] = {}  # of this check: what a server saw
         self.unresolved: tuple[Server, ...] = ()
@@ -137,6 +128,7 @@ class OutsideView:
         """Until cancelled. Returns at once when nobody is asked, or there is no UDP to ask over."""
         port = None if socket is None else StunPort(socket)
         if port is None or self._servers is None:
+            self.known.set()
             self.checked.set()
             return
         self._bound_host = port.local[0]
@@ -145,6 +137,7 @@ class OutsideView:
             while True:
                 self._check_now = trio.Event()
                 await self._check(port, self._servers)
+                self.known.set()
                 self.checked.set()
                 await self._hold(port)
 
@@ -194,6 +187,7 @@ class OutsideView:
         facts = self._judged(version, port.local[1])
         if facts.answered > 1:
             self._learn(version, facts)
+            self.known.set()
 
     def _judged(self, version: int, own_port: int) -> NatFacts:
         # Sorted: in which order they answered must not look like news.

@@ -34,10 +34,12 @@ from tunnels.allowance import Bucket, Buckets, Rate
 from tunnels.binding import Address
 from tunnels.door import network_of
 from tunnels.errors import BadFrame
+from tunnels.peer import format_address
 
 MAGIC_COOKIE = 0x2112A442
 TRANSACTION_BYTES = 12
 HEAD_BYTES = 20
+DEFAULT_PORT = 3478
 MAX_MESSAGE_BYTES = 548  # section 6.1: fits IPv4 where nothing is known of the path
 UNKNOWN_ATTRIBUTE = 420
 
@@ -111,6 +113,17 @@ class Failure:
 
 
 Message = Request | Success | Failure
+
+
+@dataclass(frozen=True)
+class Server:
+    """Somebody who answers. host: a name or an address."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return format_address(self.host, self.port)
 
 
 def is_stun(datagram: bytes) -> bool:

@@ -14,11 +14,18 @@ import trio
 from meshnode.cli.engine import ensure_engine
 from meshnode.cli.logs import LOG_NAME, log_to
 from meshnode.cli.prompt import DEFAULT_ACCEPT_WAIT_S, follow_pasted_codes, is_at_terminal
-from meshnode.cli.settings import DEFAULT_HTTP, Invocation, home_option, read_settings
+from meshnode.cli.settings import (
+    DEFAULT_HTTP,
+    OFFLINE_VARIABLE,
+    Invocation,
+    home_option,
+    read_settings,
+)
 from meshnode.cli.signals import run_until_signal
 from meshnode.cli.views import choose_view
 from meshnode.config import (
     DEFAULT_CTX_TOKENS,
+    DEFAULT_STUN,
     Address,
     LendConfig,
     NodeConfig,
@@ -27,6 +34,7 @@ from meshnode.config import (
     Split,
     parse_address,
     parse_duration,
+    parse_servers,
     parse_size,
     parse_transports,
 )
@@ -52,6 +60,19 @@ def _node_options(command: _Command) -> _Command:
             "--mdns/--no-mdns",
             default=True,
             help="Announce this node on the local network, and find members there.",
+        ),
+        click.option(
+            "--stun",
+            default=DEFAULT_STUN,
+            show_default=True,
+            metavar="HOST:PORT,...",
+            help="Servers that tell this node how it looks from outside; or none.",
+        ),
+        click.option(
+            "--offline/--no-offline",
+            envvar=OFFLINE_VARIABLE,
+            default=False,
+            help="Send no packet beyond the networks that this machine is in.",
         ),
         click.option(
             "--wait-accept",
@@ -165,6 +186,8 @@ def _node_config(
         accept_wait_s=_accept_wait_s(options["wait_accept"]),
         mdns=options["mdns"],
         portmap=options["portmap"],
+        stun=parse_servers(options["stun"]),
+        offline=options["offline"],
     )
     return config, bare_rpc
 

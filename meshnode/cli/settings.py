@@ -20,6 +20,8 @@ from meshnode.errors import AccessError, UsageError
 
 MAX_TOKEN_FILE_BYTES = 64 * 1024
 JOIN_VARIABLE = "MESH_JOIN"
+OFFLINE_VARIABLE = "MESH_OFFLINE"
+"""Set to 1, it is `--offline` for every node that is started."""
 DEFAULT_HTTP = str(ServeConfig.http)
 
 

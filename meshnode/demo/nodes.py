@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import trio
 
 from discovery.token import PREFIX
+from meshnode.cli.settings import OFFLINE_VARIABLE
 from meshnode.engine.children import Child, child_environment, open_child
 from meshnode.errors import EngineError
 
@@ -119,7 +120,7 @@ async def open_node(
 ) -> AsyncIterator[NodeProcess]:
     """Runs `mesh ARGUMENTS` while the block lasts. `prefix`: a command that runs commands, such as
     `ip netns exec NAME`. `stdin`: all it finds on its standard input. `environment`: more variables
-    than a node gets otherwise.
+    than a node gets otherwise; it is offline unless they say MESH_OFFLINE=0.
 
     Its invites are in its events; its log and its last lines, which errors show, are without them.
     """
@@ -130,7 +131,7 @@ async def open_node(
     passed_on = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
     async with open_child(
         argv,
-        env=child_environment(**passed_on, **environment),
+        env=child_environment(**{OFFLINE_VARIABLE: "1", **passed_on, **environment}),
         log=log_folder / f"{name}.log",
         name=name,
         on_line=node.take_line,

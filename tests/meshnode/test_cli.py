@@ -10,9 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from meshnode.cli import demo
-from meshnode.cli.settings import Invocation, read_settings, take_invocation
+from meshnode.cli import demo, node
+from meshnode.cli.node import Launch
+from meshnode.cli.settings import OFFLINE_VARIABLE, Invocation, read_settings, take_invocation
+from meshnode.config import NodeConfig
 from meshnode.errors import AccessError, HomeError, UsageError
+from tunnels.stun import Server
 
 USAGE, ACCESS, HOME = 2, 5, 8
 # `status` meets an error that nobody foresaw.
@@ -103,6 +106,33 @@ def test_a_limit_on_lending_where_nothing_is_lent(option: tuple[str, str], tmp_p
     assert finished.returncode == USAGE
     assert option[0] in finished.stderr
     assert "--lend" in finished.stderr
+
+
+# -- how far a node reaches -----------------------------------------------------------------------
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> NodeConfig:
+    """What `mesh worker ARGUMENTS` would start."""
+    started: list[Launch] = []
+    monkeypatch.setattr(node, "_run", lambda launch, _log_format: started.append(launch))
+    node.worker.main(list(arguments), obj=Invocation(), standalone_mode=False)
+    return started[0].node
+
+
+def test_nodes_of_tests_stay_within_their_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launched(monkeypatch).offline
+    assert not launched(monkeypatch, "--no-offline").offline
+    monkeypatch.setenv(OFFLINE_VARIABLE, "0")
+    assert not launched(monkeypatch).offline
+    monkeypatch.delenv(OFFLINE_VARIABLE)
+    assert not launched(monkeypatch).offline
+    assert launched(monkeypatch, "--offline").offline
+
+
+def test_stun_servers_are_asked_unless_none_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(launched(monkeypatch).stun) == 3
+    assert launched(monkeypatch, "--stun", "none").stun == ()
+    assert launched(monkeypatch, "--stun", "192.0.2.1").stun == (Server("192.0.2.1", 3478),)
 
 
 # -- a token in the environment -------------------------------------------------------------------

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from meshnode.config import (
+    DEFAULT_STUN,
     Address,
     human_bytes,
     parse_address,
     parse_duration,
+    parse_servers,
     parse_size,
     parse_transports,
 )
@@ -95,3 +97,29 @@ def test_transports_are_names_with_commas_between(text: str, names: tuple[str, .
 def test_transports_that_are_none_are_told_so(text: str) -> None:
     with pytest.raises(UsageError, match="of tcp, quic, relay; or auto"):
         parse_transports(text, ("tcp", "quic", "relay"))
+
+
+@pytest.mark.parametrize(
+    ("text", "servers"),
+    [
+        ("none", []),
+        (" None ", []),
+        (
+            "stun.example:19302, 192.0.2.1,stun.example:19302",
+            [("stun.example", 19302), ("192.0.2.1", 3478)],
+        ),
+        ("[2001:db8::1]:3478", [("2001:db8::1", 3478)]),
+    ],
+)
+def test_stun_servers_are_names_or_addresses(text: str, servers: list[tuple[str, int]]) -> None:
+    assert [(one.host, one.port) for one in parse_servers(text)] == servers
+
+
+def test_the_servers_asked_by_default_are_apart_from_each_other() -> None:
+    assert len({one.host for one in parse_servers(DEFAULT_STUN)}) == 3
+
+
+@pytest.mark.parametrize("text", ["", ",", "stun.example:0", ":3478", "a b:1", "none,x:1x"])
+def test_what_is_no_stun_server_is_refused_with_the_form(text: str) -> None:
+    with pytest.raises(UsageError, match="HOST:PORT"):
+        parse_servers(text)

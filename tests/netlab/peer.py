@@ -33,8 +33,8 @@ from tunnels.handshake import Role
 from tunnels.improve import DIRECT_RANK
 from tunnels.link import LINK_KINDS
 from tunnels.meeting import Meeting, Nats
-from tunnels.outside import Server
 from tunnels.peer import parse_peer_id_untrusted
+from tunnels.stun import Server
 
 ECHO = "echo"
 WORD = b"there and back"

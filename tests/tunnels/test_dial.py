@@ -72,6 +72,13 @@ def test_private_addresses_are_for_nodes_in_private_networks(host: str) -> None:
     assert refusal(host, policy=AddressPolicy(allow_private=True)) is None
 
 
+def test_a_node_that_stays_within_dials_nothing_beyond() -> None:
+    within = AddressPolicy(only=lambda host: host.startswith("192.168.1."))
+    assert "--offline" in (refusal(PUBLIC, policy=within, own=LAN) or "")
+    assert refusal("192.168.1.9", policy=within, own=LAN) is None
+    assert "multicast" in (refusal("224.0.0.1", policy=within, own=LAN) or "")
+
+
 @pytest.mark.parametrize("host", ["11.0.0.1", "203.0.113.9", "2001:db8::1", "172.32.0.1"])
 def test_public_addresses_are_welcome(host: str) -> None:
     assert refusal(host) is None
