@@ -289,7 +289,7 @@ class Session:
         return stream
 
     def _settle(self, stream: Stream) -> None:
-        if stream.finished:
+        if stream.finished or self.closed.is_set():  # nobody is left to see it off then
             self._forget(stream)
         else:
             self._spawn(self._see_off, stream)
