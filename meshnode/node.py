@@ -12,7 +12,7 @@ from typing import Any
 
 import trio
 
-from discovery.grants import Role
+from discovery.grants import OPEN_TO_ALL, OPEN_TO_MEMBERS, Role
 from discovery.invites import MAX_USES
 from discovery.portmap import PortMap, PortMapStatus, describe
 from discovery.token import Token, encode
@@ -83,6 +83,7 @@ class Node:
             network=network,
             transports=config.transports or tuple(LINK_KINDS),
             stun=None if config.offline else config.stun,
+            is_introductory=(OPEN_TO_ALL | OPEN_TO_MEMBERS).__contains__,
         )
         self._connections = Connections(self._endpoint, self._membership, emit)
         self._peers = Peers(self._endpoint, self._membership, self._connections, emit)

@@ -86,6 +86,14 @@ class AddressPolicy:
             return f"not tried: {BEYOND}"
         return None
 
+    def at(self, bound_host: str, own_addresses: Sequence[str]) -> Callable[[str], str | None]:
+        """`refusal` of a host, as things stand now."""
+
+        def refusal(host: str) -> str | None:
+            return self.refusal(host, bound_host=bound_host, own_addresses=own_addresses)
+
+        return refusal
+
 
 def is_private(address: IPAddress) -> bool:
     return any(address in network for network in _PRIVATE)

@@ -6,10 +6,12 @@ import ipaddress
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import trio
 
+from tunnels import webrtc_transport
 from tunnels.allowance import Budget
 from tunnels.binding import Address
 from tunnels.credit import INITIAL_WINDOW_BYTES
@@ -35,9 +37,12 @@ from tunnels.relaying import OWN_RULES, Relaying
 from tunnels.session import Handler, Session, SessionSetup, new_epoch
 from tunnels.stream import Stream
 from tunnels.stun import Server
-from tunnels.transports import TRANSPORTS, Surroundings, made_for
+from tunnels.transports import TRANSPORTS, Surroundings, is_introduced, made_for
+from tunnels.turn import IceServers
+from tunnels.webrtc_transport import OVER_SESSION, Swap, WebRtcTransport
 
 ACCEPT_TIMEOUT_S = 5.0  # from a stranger's first datagram to its proof
+INTERNAL = frozenset({PATHS, RESERVE, webrtc_transport.SERVICE})
 MAX_SESSIONS = 256
 MAX_UNREAD_EVENTS = 4096
 
@@ -70,8 +75,10 @@ class Endpoint:
     dead_after_s: how long a silent peer is kept (it is suspected after 3 s).
     network: where the sockets live; tests pass one made of memory.
     transports: which kinds of links are made and taken, names of LINK_KINDS; to relays others too,
-    where "relay" is the only one. carries: what this node relays for its members.
+    where "relay" is the only one, and to begin WebRTC links: for is_introductory(service) alone.
+    carries: what this node relays for its members.
     stun: servers asked, beside our peers, how we look from outside; None: nobody is asked.
+    ice: what else helps WebRTC.
     """
 
     def __init__(
@@ -85,6 +92,8 @@ class Endpoint:
         transports: Collection[str] = tuple(LINK_KINDS),
         stun: Collection[Server] | None = None,
         carries: Carries = Carries.INTRODUCTIONS,
+        ice: IceServers = IceServers(),  # noqa: B008 - frozen
+        is_introductory: Callable[[str], bool] = lambda service: service in INTERNAL,
     ) -> None:
         if not transports or not set(transports) <= set(LINK_KINDS):
             raise ValueError(f"links are of these kinds: {', '.join(LINK_KINDS)}")
@@ -101,6 +110,11 @@ class Endpoint:
         self._dialling: dict[PeerId, trio.Lock] = {}
         self._subscribers: list[trio.MemorySendChannel[SessionUp | SessionDown]] = []
         self._kinds = frozenset(transports)
+        introduced = is_introduced(self._kinds)
+        self._meets_over = made_for(self._kinds) if introduced else self._kinds
+        self._carriers = self._kinds if introduced else frozenset(LINK_KINDS)
+        self._ice = replace(ice, stun=tuple((one.host, one.port) for one in stun or ()))
+        self._is_introductory = is_introductory
         self._doors: Doors | None = None
         self.candidates_changed = trio.Event()  # another one after each change
         tell, seen = self.tell_candidates_changed, self._direct_addresses
@@ -110,7 +124,8 @@ class Endpoint:
         self._transports: dict[str, Transport] = {}
         self._nursery: trio.Nursery | None = None
         self._improver = Improver(
-            self._network.is_near, self._attempt, self._adopt, self._sessions.get
+            *(self._network.is_near, self._attempt, self._adopt, self._sessions.get),
+            kinds=self._carriers & made_for(self._kinds),
         )
         self._improver.exchange = Exchange(self._ourselves, self._seen, self._improver.follow)
         self._stopped = False
@@ -121,6 +136,7 @@ class Endpoint:
             is_member=lambda peer: authorize(peer, RESERVE),
             session=self.session,
         )
+        self.serve(webrtc_transport.SERVICE, self._describe, webrtc_transport.LIMITS)
 
     # --- running ------------------------------------------------------------------------
 
@@ -175,10 +191,14 @@ class Endpoint:
             policy=self._policy,
             connect=self.connect,
             session=self.session,
+            own_hosts=lambda: self._own_hosts(doors.local[0]),
+            swap_with=self._swap_with,
+            ice=self._ice,
         )
         self._doors = doors
         for kind, made in TRANSPORTS.items():
-            if kind in made_for(self._kinds):
+            works_here = made.on_any_network or isinstance(self._network, HostNetwork)
+            if kind in made_for(self._kinds) and works_here:
                 self._transports[kind] = transport = made.make(around)
                 nursery.start_soon(transport.run)
         self.relaying.start(self._transports.values(), self.serve)
@@ -209,7 +229,7 @@ class Endpoint:
             for kind, port in self.bound_ports().items()
         ]
         for source in self._further:
-            found += (one for one in source() if one.transport in self._kinds)
+            found += (one for one in source() if one.transport in self._meets_over)
         places: dict[tuple[str, str, int, PeerId | None], Candidate] = {}
         for one in (*self.relaying.candidates(found), *found):
             places.setdefault((one.transport, one.host, one.port, one.via), one)
@@ -256,7 +276,7 @@ class Endpoint:
         return {
             kind: transport.port
             for kind, transport in self._transports.items()
-            if transport.port is not None and kind in self._kinds
+            if transport.port is not None and kind in self._meets_over
         }
 
     def _own_hosts(self, bound_host: str) -> list[str]:
@@ -314,12 +334,12 @@ class Endpoint:
     async def _attempt(self, peer: PeerId, candidate: Candidate) -> ProvenLink:
         self._still_running()
         transport = self._transports.get(candidate.transport)
-        if transport is None or not (
-            candidate.transport in self._kinds or self.relaying.is_relay(peer)
-        ):
+        allowed = candidate.transport in self._meets_over
+        if transport is None or not (allowed or self.relaying.is_relay(peer)):
             known = ", ".join(one for one in LINK_KINDS if one in self._kinds)
             raise TunnelError(f"not tried: this node links over {known} only")
-        if (refusal := self._refusal(candidate.host)) is not None:
+        refusal = None if candidate == OVER_SESSION else self._refusal(candidate.host)
+        if refusal is not None:
             raise TunnelError(refusal)
         link = await transport.dial(candidate, peer)
         return await prove(link, self._us, expect=peer, entropy=secrets.token_bytes)
@@ -332,9 +352,26 @@ class Endpoint:
             own_addresses=self._network.interface_addresses(),
         )
 
+    def _opens_before(self, service: str) -> bool:
+        """What streams over links that only introduce are for."""
+        internal = service in INTERNAL or service.startswith(tuple(OWN_RULES))
+        return internal or self._is_introductory(service)
+
+    def _swap_with(self, peer: PeerId) -> Swap | None:
+        session = self._sessions.get(peer)
+        return None if session is None else partial(webrtc_transport.swap_over, session)
+
+    async def _describe(self, stream: Stream) -> None:
+        """A peer wants a WebRTC link."""
+        transport = self._transports.get("webrtc")
+        if isinstance(transport, WebRtcTransport):
+            await transport.serve(stream)
+        else:
+            stream.reset("this node makes no WebRTC links")
+
     async def _accept(self, link: Link) -> None:
         """Hear a stranger out; its link becomes part of a session or is closed."""
-        if link.kind not in self._kinds:
+        if link.kind not in self._meets_over:
             link.close(CloseCode.REFUSED, "this node takes no links of this kind")
             return
         with trio.move_on_after(ACCEPT_TIMEOUT_S):
@@ -363,6 +400,8 @@ class Endpoint:
                     on_end=self._session_ended,
                     me=self.peer,
                     dead_after_s=self._dead_after_s,
+                    kinds=self._carriers,
+                    is_introductory=self._opens_before,
                 ),
             )
             session.add_link(proven)

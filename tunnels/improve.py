@@ -9,7 +9,7 @@ dials QUIC. To an address that somebody else named, no more than small probes go
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import trio
 
@@ -22,6 +22,7 @@ from tunnels.meeting import Meeting, Nats, Punch
 from tunnels.offers import Want
 from tunnels.peer import Candidate, PeerId
 from tunnels.session import Session
+from tunnels.webrtc_transport import OVER_SESSION
 
 FIRST_PAUSE_S = 1.0  # after a session has begun, or its links have changed
 FIRST_PAUSE_INDIRECT_S = 0.1  # while its bytes go through somebody else: that is felt
@@ -47,7 +48,9 @@ class Improver:
         attempt: Callable[[PeerId, Candidate], Awaitable[ProvenLink]],
         adopt: Callable[[ProvenLink], Session],
         session: Callable[[PeerId], Session | None],
+        kinds: Collection[str] = tuple(LINK_KINDS),
     ) -> None:
+        self._kinds = kinds
         self.exchange: Exchange | None = None
         self.punch: Punch | None = None
         self._is_near = is_near
@@ -85,8 +88,7 @@ class Improver:
             del self._candidates[session]
 
     def _first_pause_s(self, session: Session) -> float:
-        best = session.best_link
-        is_straight = best is None or best.rank <= DIRECT_RANK
+        is_straight = session.rank is None or session.rank <= DIRECT_RANK
         return FIRST_PAUSE_S if is_straight else FIRST_PAUSE_INDIRECT_S
 
     async def _something_happens(self, session: Session, within_s: float) -> bool:
@@ -106,17 +108,24 @@ class Improver:
 
     async def _try(self, session: Session) -> None:
         await self._dial(session, self._better(session, self._candidates[session]))
-        best = session.best_link
-        if best is None or best.rank <= DIRECT_RANK or self.exchange is None or session.suspected:
+        await self._try_offers(session)
+        await self._dial(session, self._better(session, [OVER_SESSION]))
+
+    async def _try_offers(self, session: Session) -> None:
+        rank = session.rank
+        if rank is None or rank <= DIRECT_RANK or self.exchange is None or session.suspected:
             return
         try:
-            swap = await self.exchange.ask(session, Want.PUNCH)
+            swap = await self.exchange.ask(session, self._wants())
         except TunnelError as error:
             log.debug("%s swaps no offers: %s", session.peer.short, error)
             return
         known = self._candidates[session]
         self._candidates[session] = tuple(dict.fromkeys((*_by_tcp(swap), *known)))
         await self.follow(swap)
+
+    def _wants(self) -> Want:
+        return Want.PUNCH if "quic" in self._kinds else Want.NOTHING
 
     async def follow(self, swap: Swap) -> None:
         """Try what both have offered, at the same time as the other side does."""
@@ -151,13 +160,13 @@ class Improver:
             log.debug("no better link to %s: %s", peer.short, error)
 
     def _better(self, session: Session, candidates: Sequence[Candidate]) -> list[Candidate]:
-        best = session.best_link
-        if best is None:
+        rank = session.rank
+        if rank is None:
             return []
         return [
             one
             for one in ranked(candidates, self._is_near)
-            if rank_of(one, self._is_near(one.host)) < best.rank
+            if one.transport in self._kinds and rank_of(one, self._is_near(one.host)) < rank
         ]
 
 

@@ -38,6 +38,7 @@ class LinkKind:
 LINK_KINDS = {
     "tcp": LinkKind("tcp", rank=30, near_rank=10),
     "quic": LinkKind("quic", rank=20, near_rank=20),
+    "webrtc": LinkKind("webrtc", rank=40, near_rank=40),
     "relay": LinkKind("relay", rank=50, near_rank=50),
 }
 

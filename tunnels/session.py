@@ -12,7 +12,7 @@ import logging
 import math
 import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import TypeVarTuple
 
@@ -33,7 +33,7 @@ from tunnels.frames import (
 )
 from tunnels.handshake import Role
 from tunnels.heartbeat import Heartbeat
-from tunnels.link import Channel, CloseCode, Link, ProvenLink
+from tunnels.link import LINK_KINDS, Channel, CloseCode, Link, ProvenLink
 from tunnels.opening import first_records, hear_header, refuse
 from tunnels.peer import PeerId
 from tunnels.resume import StreamState
@@ -42,6 +42,8 @@ from tunnels.stream import Stream
 
 MAX_STREAMS = 100  # open at once in one session; a QUIC link carries 128 channels each way
 MAX_LINKS = 4
+INTRODUCTION_RANK = 90  # of a link of another kind than those that may carry streams
+INTRODUCTION_S = 30.0  # how long a stream waits for one of these
 RESUME_WITHIN_S = 5.0  # how long a stream waits for another link of a living session
 LINGER_S = 1.0
 SEE_OFF_S = 30.0  # for the other side to acknowledge more of a stream that was closed here
@@ -60,6 +62,8 @@ class SessionSetup:
 
     answer(peer, service): the handler, or the sentence why there is none.
     nursery: the endpoint's, for the session's tasks.
+    kinds: of links that carry streams here. Others stand only until one of these does, and carry
+    what is needed for that: is_introductory(service).
     """
 
     answer: Callable[[PeerId, str], Handler | str]
@@ -67,6 +71,8 @@ class SessionSetup:
     on_end: Callable[[Session], None]
     me: PeerId
     dead_after_s: float
+    kinds: Collection[str] = tuple(LINK_KINDS)
+    is_introductory: Callable[[str], bool] = lambda _service: True
 
 
 class Session:
@@ -110,6 +116,8 @@ class Session:
             raise TunnelError(
                 f"{MAX_STREAMS} streams to {self.peer.short} are open already; close some first"
             )
+        if not self._setup.is_introductory(service):
+            await self._introduced()
         channel = await self._open_channel()
         number = self._next_number
         self._next_number += 1
@@ -191,7 +199,27 @@ class Session:
         link = proven.link
         dialled_here = link.role is Role.DIALLER
         lower_is_me = self._setup.me < self.peer
-        return link.rank, dialled_here != lower_is_me
+        return self._rank_of(link), dialled_here != lower_is_me
+
+    @property
+    def rank(self) -> int | None:
+        """Of the best link: a lower one is better; None while none stands."""
+        best = self.best_link
+        return None if best is None else self._rank_of(best)
+
+    def _rank_of(self, link: Link) -> int:
+        return link.rank if link.kind in self._setup.kinds else INTRODUCTION_RANK
+
+    async def _introduced(self) -> None:
+        """Until a link stands that may carry streams. Raises TunnelError when none comes."""
+        with trio.move_on_after(INTRODUCTION_S):
+            while self.rank == INTRODUCTION_RANK and not self.closed.is_set():
+                await self._links_changed.park()
+            return
+        raise TunnelError(
+            f"no link to {self.peer.short} over {' or '.join(self._setup.kinds)} came about in "
+            f"{INTRODUCTION_S:.0f} s; allow other kinds with --transport"
+        )
 
     def add_link(self, proven: ProvenLink) -> None:
         """Take a proven link of this peer and epoch into use."""
@@ -205,10 +233,17 @@ class Session:
             proven, self._setup.dead_after_s, lambda: bool(self._streams)
         )
         self._spawn(self._run_link, proven)
+        if proven.link.kind in self._setup.kinds and proven.link.role is Role.DIALLER:
+            self._end_introductions()  # the other side has taken the new link already
         self._links_changed.unpark_all()
         for stream in self._streams.values():
             if stream.opened_here:
                 self._spawn(self._improve, stream)
+
+    def _end_introductions(self) -> None:
+        for other in self._links:
+            if other.link.kind not in self._setup.kinds:
+                other.link.close(CloseCode.LINK_OVER, "the other side uses other kinds of links")
 
     async def wait_links_changed(self) -> None:
         """Until a link is added, or lost, or the session has ended."""

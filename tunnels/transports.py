@@ -18,6 +18,8 @@ from tunnels.quic_transport import QuicTransport
 from tunnels.relay_transport import RelayTransport
 from tunnels.session import Session
 from tunnels.tcp_transport import TcpTransport
+from tunnels.turn import IceServers
+from tunnels.webrtc_transport import Swap, WebRtcTransport
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Surroundings:
 
     accept: called for each link that a stranger opens; it returns when the stranger has proven
     itself or is gone. connect, session: the endpoint's. budget: what all links of the node share
-    (allowance.py).
+    (allowance.py). own_hosts: where peers may reach us. swap_with: see webrtc_transport.py. ice:
+    servers that help WebRTC.
     """
 
     identity: Identity
@@ -38,14 +41,19 @@ class Surroundings:
     policy: AddressPolicy
     connect: Callable[[PeerId, Sequence[Candidate]], Awaitable[Session]]
     session: Callable[[PeerId], Session | None]
+    own_hosts: Callable[[], list[str]]
+    swap_with: Callable[[PeerId], Swap | None]
+    ice: IceServers
 
 
 @dataclass(frozen=True)
 class TransportKind:
-    """needs: the doors it cannot do without, of "udp", "tcp" and "tls"."""
+    """needs: the doors it cannot do without, of "udp", "tcp" and "tls". on_any_network: also on one
+    made of memory."""
 
     make: Callable[[Surroundings], Transport]
     needs: frozenset[str]
+    on_any_network: bool = True
 
 
 def _quic(around: Surroundings) -> Transport:
@@ -88,10 +96,23 @@ def _relay(around: Surroundings) -> Transport:
     )
 
 
+def _webrtc(around: Surroundings) -> Transport:
+    return WebRtcTransport(
+        around.nursery,
+        around.accept,
+        around.budget,
+        around.own_hosts,
+        lambda: around.policy.at(around.doors.local[0], around.network.interface_addresses()),
+        around.swap_with,
+        around.ice,
+    )
+
+
 TRANSPORTS = {
     "tcp": TransportKind(_tcp, frozenset({"tcp", "tls"})),
     "quic": TransportKind(_quic, frozenset({"udp"})),
     "relay": TransportKind(_relay, frozenset({"tls"})),
+    "webrtc": TransportKind(_webrtc, frozenset(), on_any_network=False),
 }
 """By the names of `tunnels.link.LINK_KINDS`."""
 
@@ -101,5 +122,10 @@ LEGS = frozenset({"tcp", "quic"})
 
 def made_for(kinds: frozenset[str]) -> frozenset[str]:
     """The transports of a node that links to its peers over these kinds: a relay has to be reached
-    somehow."""
-    return kinds if kinds & LEGS or "relay" not in kinds else kinds | LEGS
+    somehow, and a WebRTC link begins over any other (`is_introduced`)."""
+    return kinds if kinds & LEGS else kinds | LEGS | ({"relay"} if "webrtc" in kinds else set())
+
+
+def is_introduced(kinds: frozenset[str]) -> bool:
+    """Whether others of its links stand only until one over these kinds does."""
+    return "webrtc" in kinds and not kinds & LEGS

@@ -16,6 +16,7 @@ from tunnels import Candidate, Endpoint, Identity, PeerId, Session, Stream, Tunn
 from tunnels.relay import Carries
 
 KINDS: Collection[str] = ("quic",)  # of links between `two_nodes`; a fixture sets it
+REAL_KIND = "webrtc"  # runs over real sockets, whatever the world
 PATIENCE_S = 300.0  # of fake time: pings would keep a world that waits in vain alive for ever
 
 
@@ -30,7 +31,7 @@ def anyone(peer: PeerId, service: str) -> bool:
 
 @dataclass
 class Node:
-    """An endpoint that runs on a host of the world until `stop`."""
+    """An endpoint that runs on a host of the world until `stop`; over a REAL_KIND on loopback."""
 
     endpoint: Endpoint
     host: FakeHost
@@ -63,7 +64,10 @@ class Pair:
     async def connect(self) -> Session:
         """alice dials bob."""
         bob = self.bob.endpoint
-        return await self.alice.endpoint.connect(bob.peer, bob.candidates())
+        session = await self.alice.endpoint.connect(bob.peer, bob.candidates())
+        while (REAL_KIND,) == KINDS and [one.link.kind for one in session._links] != [REAL_KIND]:
+            await session.wait_links_changed()
+        return session
 
 
 async def start_node(
@@ -76,9 +80,10 @@ async def start_node(
     **options: object,
 ) -> Node:
     options.setdefault("authorize", anyone)
+    is_real = options.get("transports") == (REAL_KIND,)
     endpoint = Endpoint(
         identity(name),
-        network=host,
+        network=None if is_real else host,
         dead_after_s=dead_after_s,
         **options,  # type: ignore[arg-type]
     )
@@ -86,7 +91,8 @@ async def start_node(
 
     async def run(task_status: trio.TaskStatus[int]) -> None:
         with scope:
-            await endpoint.run(None, port, task_status=task_status)
+            bound = "127.0.0.1" if is_real else None
+            await endpoint.run(bound, port, task_status=task_status)
 
     await nursery.start(run)
     return Node(endpoint, host, scope)

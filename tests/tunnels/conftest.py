@@ -4,13 +4,27 @@ each of them."""
 from __future__ import annotations
 
 import pytest
+import trio.testing
 
 from tests.lab import nodes
 
 KINDS = ("quic", "tcp")
 through_a_relay_too = pytest.mark.parametrize("link_kind", [*KINDS, "relay"], indirect=True)
+over_every_kind = pytest.mark.parametrize(
+    "link_kind", [*KINDS, nodes.REAL_KIND], indirect=True, ids=str
+)
+"""Over those too that no world made of memory can carry: in real time, on loopback."""
 over_quic = pytest.mark.parametrize("link_kind", ["quic"], indirect=True)
 over_tcp = pytest.mark.parametrize("link_kind", ["tcp"], indirect=True)
+
+
+@pytest.fixture
+def autojump_clock(request: pytest.FixtureRequest) -> trio.abc.Clock | None:
+    if "link_kind" in request.fixturenames:
+        kind = request.getfixturevalue("link_kind")
+        if kind == nodes.REAL_KIND:
+            return None  # its stack runs in a thread of its own, by the clock on the wall
+    return trio.testing.MockClock(autojump_threshold=0)
 
 
 @pytest.fixture(params=KINDS)

@@ -12,7 +12,7 @@ from aioquic.quic.connection import QuicConnection
 
 from tests.lab.datagrams import Weather, World
 from tests.lab.nodes import Pair, echo, exchange, identity, start_node, two_nodes
-from tests.tunnels.conftest import over_quic
+from tests.tunnels.conftest import over_every_kind, over_quic
 from tunnels import (
     AddressPolicy,
     Candidate,
@@ -238,6 +238,7 @@ async def two_links(pair: Pair) -> Session:
     return session
 
 
+@over_every_kind
 async def test_an_unknown_service_is_refused_though_data_was_under_way(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -254,6 +255,7 @@ async def test_an_unknown_service_is_refused_though_data_was_under_way(
         assert not session._streams
 
 
+@over_every_kind
 async def test_rules_are_asked_for_every_stream(autojump_clock: trio.testing.MockClock) -> None:
     asked: list[tuple[PeerId, str]] = []
 
@@ -282,6 +284,7 @@ async def test_rules_are_asked_for_every_stream(autojump_clock: trio.testing.Moc
         nursery.cancel_scope.cancel()
 
 
+@over_every_kind
 async def test_a_prefix_serves_all_below_it_and_the_longest_wins(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -304,6 +307,7 @@ async def test_a_prefix_serves_all_below_it_and_the_longest_wins(
             await (await session.open("rpc")).receive_some()
 
 
+@over_every_kind
 async def test_a_failing_handler_resets_its_stream_and_nothing_else(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -343,6 +347,7 @@ async def test_a_handler_whose_peer_is_lost_leaves_one_line_in_the_log(
         assert "?[2Jbye" in caplog.text, "and a peer's words are shown without its tricks"
 
 
+@over_every_kind
 async def test_a_reset_reaches_the_other_side_with_its_reason(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -367,6 +372,7 @@ async def test_a_reset_reaches_the_other_side_with_its_reason(
         assert seen == ["changed my mind"]
 
 
+@over_every_kind
 async def test_closing_before_all_is_read_stops_the_writer(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -394,6 +400,7 @@ async def send_for_ever(stream: Stream) -> None:
         await stream.send_all(bytes(10_000))
 
 
+@over_every_kind
 async def test_an_answer_survives_the_handler_that_ignores_the_question(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -410,6 +417,7 @@ async def test_an_answer_survives_the_handler_that_ignores_the_question(
         assert await stream.receive_some() == b""
 
 
+@over_every_kind
 async def test_a_goodbye_is_noticed_at_once_with_its_reason(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

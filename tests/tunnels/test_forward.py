@@ -15,6 +15,7 @@ import trio
 
 from tests.lab import nodes
 from tests.lab.nodes import anyone, identity
+from tests.tunnels.conftest import over_every_kind
 from tunnels import (
     Endpoint,
     ForwardFailed,
@@ -26,7 +27,7 @@ from tunnels import (
 )
 from tunnels.forward import Target
 
-pytestmark = pytest.mark.usefixtures("link_kind")
+pytestmark = [pytest.mark.usefixtures("link_kind"), over_every_kind]
 Serve = Callable[[trio.SocketStream], Awaitable[None]]
 
 

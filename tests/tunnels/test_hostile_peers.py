@@ -7,6 +7,7 @@ import trio
 import trio.testing
 
 from tests.lab.nodes import Pair, echo, exchange, two_nodes
+from tests.tunnels.conftest import over_every_kind
 from tunnels import Session, StreamRefused, TunnelError
 from tunnels.errors import SessionClosed
 from tunnels.frames import (
@@ -24,7 +25,7 @@ from tunnels.frames import (
 from tunnels.link import Channel
 from tunnels.session import MAX_STREAMS
 
-pytestmark = pytest.mark.usefixtures("link_kind")
+pytestmark = [pytest.mark.usefixtures("link_kind"), over_every_kind]
 
 
 async def raw_channel(session: Session) -> Channel:
@@ -67,7 +68,8 @@ async def test_a_broken_channel_ends_the_session(
         pair.bob.endpoint.serve("echo", never_read)
         session = await pair.connect()
         (await raw_channel(session)).send(wire)
-        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(2):
+            await session.closed.wait()
         pair.bob.endpoint.serve("echo", echo)
         await ends_the_session(pair, session)
 

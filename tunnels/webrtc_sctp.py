@@ -1,0 +1,171 @@
+"""DTLS and SCTP of one WebRTC link: aiortc's own, checked before and bounded inside.
+
+Lives on the asyncio island; imported when the first link is made.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+from collections.abc import Callable
+
+from aiortc.rtcdatachannel import RTCDataChannel
+from aiortc.rtcdtlstransport import RTCCertificate, RTCDtlsParameters, RTCDtlsTransport, State
+from aiortc.rtcsctptransport import (
+    WEBRTC_BINARY,
+    DataChunk,
+    InboundStream,
+    RTCSctpTransport,
+    SackChunk,
+)
+from cryptography.hazmat.primitives import hashes
+
+from tunnels.errors import BadFrame
+from tunnels.handshake import Role
+from tunnels.sctp_guard import check_packet_untrusted
+from tunnels.webrtc_ice import IceConnection
+
+SCTP_PORT = 5000
+WINDOW_BYTES = 8 << 20  # of chunks that wait for others of their message, or before it
+MAX_AHEAD = 8192  # chunks past the last one in order
+MAX_INBOUND = 1024  # streams on which the peer has sent and that it has not reset
+SACK_EVERY = 4  # packets, while more wait
+_MOD = 1 << 32
+_HALF = 1 << 31
+
+log = logging.getLogger(__name__)
+
+
+class _Feet:
+    """What RTCDtlsTransport wants below it."""
+
+    def __init__(self, ice: IceConnection) -> None:
+        self._recv = ice.recv
+        self._send = ice.send
+        self.role = "controlling" if ice.ice_controlling else "controlled"
+
+
+class Dtls(RTCDtlsTransport):
+    """The peer's certificate is what its description says, where it says something."""
+
+    def __init__(
+        self,
+        ice: IceConnection,
+        role: Role,
+        certificate: RTCCertificate,
+        expect: bytes | None,
+        on_end: Callable[[], None],
+    ) -> None:
+        super().__init__(_Feet(ice), [certificate])  # type: ignore[arg-type]
+        self._role = "client" if role is Role.DIALLER else "server"
+        self._expect = expect
+        self._on_end = on_end
+        self.found: bytes | None = None
+
+    def _validate_peer_identity(self, remoteParameters: RTCDtlsParameters) -> None:  # noqa: ARG002, N803
+        assert self._ssl is not None
+        certificate = self._ssl.get_peer_certificate(as_cryptography=True)
+        assert certificate is not None  # the handshake fails without one
+        self.found = certificate.fingerprint(hashes.SHA256())
+        if self._expect is not None and not hmac.compare_digest(self.found, self._expect):
+            self._set_state(State.FAILED)
+
+    def _setup_srtp(self) -> None:
+        """No media."""
+
+    def _set_state(self, state: State) -> None:
+        super()._set_state(state)
+        if state is State.CLOSED:
+            self._on_end()
+
+
+class Association(RTCSctpTransport):
+    """on_state(established or closed). on_broken: the peer broke the rules. on_idle: all that was
+    sent is acknowledged. on_spent: processor time, for a packet. may_keep: whether more of its data
+    may be kept."""
+
+    def __init__(
+        self,
+        dtls: Dtls,
+        ice: IceConnection,
+        on_state: Callable[[bool], None],
+        on_broken: Callable[[str], None],
+        on_idle: Callable[[], None],
+        on_spent: Callable[[float], None],
+        may_keep: Callable[[], bool],
+    ) -> None:
+        super().__init__(dtls, SCTP_PORT)
+        self._ice = ice
+        self._on_state = on_state
+        self._on_broken = on_broken
+        self._on_idle = on_idle
+        self._on_spent = on_spent
+        self._may_keep = may_keep
+        self._advertised_rwnd = WINDOW_BYTES
+        self._unsacked = 0
+
+    async def _handle_data(self, data: bytes) -> None:
+        began_s = time.thread_time()
+        try:
+            check_packet_untrusted(data)
+            await super()._handle_data(data)
+            self._on_spent(time.thread_time() - began_s)
+        except BadFrame as error:
+            self._on_broken(str(error))
+        except ConnectionError:
+            raise
+        except Exception as error:
+            log.debug("aiortc did not take a packet", exc_info=error)
+            self._on_broken("the rules of data channels are broken")
+
+    async def _receive_sack_chunk(self, chunk: SackChunk) -> None:
+        await super()._receive_sack_chunk(chunk)
+        if self.has_sent_all:
+            self._on_idle()
+
+    async def _receive_data_chunk(self, chunk: DataChunk) -> None:
+        if self._last_received_tsn is None:
+            raise BadFrame("SCTP data before its association")
+        ahead = (chunk.tsn - self._last_received_tsn) % _MOD
+        too_far = MAX_AHEAD < ahead < _HALF
+        if too_far or self._advertised_rwnd < len(chunk.user_data) or not self._may_keep():
+            self._sack_needed = True  # what is not acknowledged comes again
+            return
+        await super()._receive_data_chunk(chunk)
+
+    def _get_inbound_stream(self, stream_id: int) -> InboundStream:
+        if stream_id not in self._inbound_streams and len(self._inbound_streams) >= MAX_INBOUND:
+            raise BadFrame("more SCTP streams than a session has")
+        return super()._get_inbound_stream(stream_id)
+
+    async def _send_sack(self) -> None:
+        """One for several packets, where several have arrived together and in order (RFC 9260
+        section 6.2): half of what a transfer costs otherwise."""
+        self._unsacked += 1
+        in_order = not (self._sack_misordered or self._sack_duplicates)
+        if in_order and self._unsacked < SACK_EVERY and self._ice.has_waiting:
+            return
+        self._unsacked = 0
+        await super()._send_sack()
+
+    def _set_state(self, state: RTCSctpTransport.State) -> None:
+        super()._set_state(state)
+        if state is self.State.ESTABLISHED:
+            self._on_state(True)
+        elif state is self.State.CLOSED:
+            self._on_state(False)
+
+    def drop_queued(self, channel: RTCDataChannel | None = None) -> None:
+        """What has not been given to SCTP: of one channel, or of all."""
+        kept = [one for one in self._data_channel_queue if channel not in (None, one[0])]
+        self._data_channel_queue.clear()
+        self._data_channel_queue.extend(kept)
+
+    def say_first(self, channel: RTCDataChannel, words: bytes) -> None:
+        channel._addBufferedAmount(len(words))
+        self._data_channel_queue.appendleft((channel, WEBRTC_BINARY, words))
+
+    @property
+    def has_sent_all(self) -> bool:
+        return not (self._data_channel_queue or self._outbound_queue or self._sent_queue)
