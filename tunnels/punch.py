@@ -116,11 +116,13 @@ class Puncher:
     def _salvo(self, meeting: Meeting) -> Salvo | None:
         """Of many probes, where one side's NAT is hard and the other's is not."""
         aim = next((one for one in meeting.addresses if _is_outside(one[0])), None)
-        hard = [nats.v4 is NatKind.HARD for nats in (meeting.mine, meeting.theirs)]
-        if aim is None or hard[0] == hard[1]:
+        kinds = (meeting.mine.v4, meeting.theirs.v4)
+        if aim is None or kinds.count(NatKind.HARD) != 1 or NatKind.BLOCKED in kinds:
             return None
         first = int.from_bytes(self._entropy(4), "big")
-        return fan(aim, _fan_sockets()) if hard[0] else spray(aim[0], first)
+        if kinds[0] is NatKind.HARD:
+            return fan(aim, _fan_sockets())
+        return spray(aim[0], first)
 
     def _may_fire(self, salvo: Salvo) -> bool:
         now = trio.current_time()

@@ -225,6 +225,9 @@ class Internet:
             self.stealthy[addresses[0]] = Memory(TIMEOUT_S)
         return FakeHost(self.world, list(addresses), near)
 
+    def network_of(self, host: FakeHost) -> Network:
+        return self._of_host[host.addresses[0]]
+
     # --- datagrams ----------------------------------------------------------------------
 
     def climb(self, sender: Address, target: Address) -> tuple[Address, Network] | None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
 import trio.testing
 
-from tests.lab.datagrams import FakeHost, World
+from tests.lab.datagrams import FakeHost, FakeSocket, World
 from tests.lab.nats import Internet
 from tunnels.binding import Address
+from tunnels.consent import HEADER_BYTES
 from tunnels.demux import Batch, SharedSocket
 from tunnels.dial import AddressPolicy
 from tunnels.errors import PunchFailed
@@ -28,6 +30,30 @@ ANSWER_S = 1.0  # within which a mirror has answered, or never will
 PATIENCE_S = 300.0
 
 
+class Witness:
+    """I see what a machine sends to addresses from which nothing has come yet."""
+
+    def __init__(self) -> None:
+        self.unasked_bytes: Counter[str] = Counter()  # by host, headers counted
+        self._heard: set[Address] = set(MIRRORS)
+
+    def watch(self, socket: FakeSocket) -> FakeSocket:
+        send, arrive = socket.send, socket.arrive
+
+        def watched_send(datagrams: Sequence[bytes], to: Address) -> None:
+            if to not in self._heard:
+                header = HEADER_BYTES[6 if ":" in to[0] else 4]
+                self.unasked_bytes[to[0]] += sum(len(one) + header for one in datagrams)
+            send(datagrams, to)
+
+        def watched_arrive(datagram: bytes, sender: Address) -> None:
+            self._heard.add(sender)
+            arrive(datagram, sender)
+
+        socket.send, socket.arrive = watched_send, watched_arrive  # type: ignore[method-assign]
+        return socket
+
+
 @dataclass
 class Side:
     """A machine that may punch. reflexive: where mirrors on the internet see its socket."""
@@ -35,6 +61,7 @@ class Side:
     host: FakeHost
     shared: SharedSocket
     puncher: Puncher
+    witness: Witness
     reflexive: list[Address] = field(default_factory=list)
     heard: list[tuple[bytes, Address]] = field(default_factory=list)
 
@@ -46,8 +73,8 @@ class Side:
     @property
     def nats(self) -> Nats:
         if len(self.reflexive) < len(MIRRORS):
-            return Nats(NatKind.UNKNOWN)
-        if self.reflexive[0] == self.addresses[-1]:
+            return Nats(NatKind.UNKNOWN if self.reflexive else NatKind.BLOCKED)
+        if self.reflexive[0][0] in self.host.addresses:
             return Nats(NatKind.NONE)
         return Nats(NatKind.EASY if len(set(self.reflexive)) == 1 else NatKind.HARD)
 
@@ -77,7 +104,8 @@ class Found:
 @asynccontextmanager
 async def a_side(host: FakeHost, seed: int = 0) -> AsyncIterator[Side]:
     """While the block lasts."""
-    shared = SharedSocket(host.bind(None, PORT))
+    witness = Witness()
+    shared = SharedSocket(witness.watch(host.bind(None, PORT)))
     policy = AddressPolicy()
     own = host.interface_addresses()
 
@@ -85,8 +113,11 @@ async def a_side(host: FakeHost, seed: int = 0) -> AsyncIterator[Side]:
         return policy.refusal(to, bound_host="0.0.0.0", own_addresses=own)
 
     dice = random.Random(f"{host.addresses} {seed}")
-    puncher = Puncher(shared, lambda: host.bind(None, 0), refusal, dice.randbytes)
-    side = Side(host, shared, puncher)
+
+    def bind() -> FakeSocket:
+        return witness.watch(host.bind(None, 0))
+
+    side = Side(host, shared, Puncher(shared, bind, refusal, dice.randbytes), witness)
     shared.on_quic = side.hear
     async with trio.open_nursery() as nursery:
         nursery.start_soon(shared.run)

