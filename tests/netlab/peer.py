@@ -100,7 +100,7 @@ class Peer:
         return {
             "peer": str(endpoint.peer),
             "candidates": [
-                [one.transport, one.host, one.port, one.kind] for one in endpoint.candidates()
+                [one.transport, one.host, one.port, one.kind] for one in endpoint.meeting_places()
             ],
         }
 
@@ -121,7 +121,7 @@ class Peer:
         endpoint, nonce = self._running(), secrets.token_bytes(NONCE_BYTES)
         nats = endpoint.nats()
         ours = tuple(
-            (one.host, one.port) for one in endpoint.candidates() if one.transport == "quic"
+            (one.host, one.port) for one in endpoint.meeting_places() if one.transport == "quic"
         )
         reply = Reply(bytes(ID_BYTES), nonce, ours[:MAX_ADDRESSES], nats.v4, nats.v6)
         key, theirs = probe_key(SECRET_HASH, nonce), _places(token)
