@@ -34,6 +34,7 @@ from tunnels.improve import DIRECT_RANK
 from tunnels.link import LINK_KINDS
 from tunnels.meeting import Meeting, Nats
 from tunnels.peer import parse_peer_id_untrusted
+from tunnels.relay import Carries
 from tunnels.stun import Server
 
 ECHO = "echo"
@@ -60,26 +61,37 @@ class Peer:
         stun: list[tuple[str, int]],
         transports: Sequence[str] = tuple(LINK_KINDS),
         portmap: bool = False,
+        relay: dict[str, Any] | None = None,
+        relays_at: int = 0,
     ) -> dict[str, Any]:
         """A new node with a key of its own, and no memory. stun: asked how we look from outside.
-        portmap: so is the router, for ports."""
+        portmap: so is the router, for ports. relay: the token of one to be reachable through.
+        relays_at: a port, to be one."""
         self._endpoint = endpoint = Endpoint(
             Identity.generate(),
             authorize=lambda _peer, _service: True,
             transports=transports,
             stun=[Server(*one) for one in stun],
+            carries=Carries.TRAFFIC if relays_at else Carries.INTRODUCTIONS,
         )
         endpoint.serve(ECHO, _echo)
         self._ended = trio.Event()
         self._told, self._heard_at = trio.open_memory_channel[Address | TunnelError](1)
-        await self._nursery.start(self._run, endpoint)
+        await self._nursery.start(self._run, endpoint, relays_at)
         await endpoint.outside.checked.wait()
         if portmap:
             ports = PortMap(endpoint.bound_ports)
             endpoint.add_candidates(ports.candidates)
             self._inside.start_soon(ports.run)
             await ports.settled.wait()
+        if relay:
+            await self._reserve(endpoint, relay)
         return await self.token()
+
+    async def _reserve(self, endpoint: Endpoint, relay: dict[str, Any]) -> None:
+        places = _candidates(relay)
+        session = await endpoint.connect(parse_peer_id_untrusted(relay["peer"]), places)
+        await self._inside.start(endpoint.relaying.reserve, session, places)
 
     async def stop(self) -> dict[str, Any]:
         """It has ended already, as before every start."""
@@ -100,16 +112,16 @@ class Peer:
         return {
             "peer": str(endpoint.peer),
             "candidates": [
-                [one.transport, one.host, one.port, one.kind] for one in endpoint.meeting_places()
+                [one.transport, one.host, one.port, one.kind, one.via and str(one.via)]
+                for one in endpoint.meeting_places()
             ],
         }
 
     async def join(self, token: dict[str, Any]) -> dict[str, Any]:
         """With the other's token: from the first dial to the first byte that came back."""
         peer = parse_peer_id_untrusted(token["peer"])
-        candidates = [Candidate(*fields) for fields in token["candidates"]]
         began_s = time.monotonic()
-        session = await self._running().connect(peer, candidates)
+        session = await self._running().connect(peer, _candidates(token))
         return await self._first_byte(session, began_s)
 
     async def reach(self, peer: str) -> dict[str, Any]:
@@ -134,7 +146,9 @@ class Peer:
         heard_at = await self._heard_at.receive()
         if isinstance(heard_at, TunnelError):
             raise heard_at
-        return await self.join({"peer": peer, "candidates": [["quic", *heard_at, "reflexive"]]})
+        return await self.join(
+            {"peer": peer, "candidates": [["quic", *heard_at, "reflexive", None]]}
+        )
 
     async def _punch(self, meeting: Meeting) -> None:
         try:
@@ -189,10 +203,10 @@ class Peer:
             raise TunnelError("nothing was started")
         return self._endpoint
 
-    async def _run(self, endpoint: Endpoint, task_status: trio.TaskStatus[int]) -> None:
+    async def _run(self, endpoint: Endpoint, port: int, task_status: trio.TaskStatus[int]) -> None:
         try:
             async with trio.open_nursery() as self._inside:
-                await self._inside.start(endpoint.run, None, 0)
+                await self._inside.start(endpoint.run, None, port)
                 task_status.started(0)
         finally:
             self._ended.set()
@@ -203,8 +217,15 @@ def _is_relayed(session: Session) -> bool:
     return best is None or best.rank > DIRECT_RANK
 
 
+def _candidates(token: dict[str, Any]) -> list[Candidate]:
+    return [
+        Candidate(transport, host, port, kind, parse_peer_id_untrusted(via) if via else None)
+        for transport, host, port, kind, via in token["candidates"]
+    ]
+
+
 def _places(token: dict[str, Any]) -> tuple[Address, ...]:
-    return tuple((host, port) for kind, host, port, _ in token["candidates"] if kind == "quic")
+    return tuple((one.host, one.port) for one in _candidates(token) if one.transport == "quic")
 
 
 def _link_of(session: Session) -> dict[str, Any]:

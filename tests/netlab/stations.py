@@ -21,6 +21,7 @@ from tests.netlab.servers import coturn, miniupnpd
 from tests.netlab.topology import STUN, STUN6, STUN_PORT, Internet, Site
 
 _ROOT = Path(__file__).parent.parent.parent
+RELAY_PORT = 443  # where even a network that lets out web pages only lets through
 _ANSWER_S = 120.0  # no command takes that long
 
 
@@ -77,7 +78,12 @@ class Place:
 
 
 class Stations:
-    """I make places as they are needed, and keep those that are free. STUN is answered."""
+    """I make places as they are needed, and keep those that are free. STUN is answered.
+
+    relay: the token of the one that all can reach.
+    """
+
+    relay: dict[str, Any]
 
     def __init__(self, net: Internet, logs: Path) -> None:
         self.net = net
@@ -112,6 +118,10 @@ class Stations:
         self._processes.append(process)
         return Station(host, process, log)
 
+    async def start_relay(self) -> None:
+        station = await self.station(self.net.relay)
+        self.relay = await station.ask("start", stun=[], relays_at=RELAY_PORT)
+
     async def close(self) -> None:
         for process in self._processes:
             process.kill()
@@ -134,6 +144,7 @@ class Stations:
 async def open_stations(net: Internet, logs: Path) -> AsyncIterator[Stations]:
     stations = Stations(net, logs)
     try:
+        await stations.start_relay()
         yield stations
     finally:
         with trio.CancelScope(shield=True):

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -36,7 +37,7 @@ class Pair:
 
 @asynccontextmanager
 async def joined(
-    folder: Path, printer: str, joiner: str, *, spoilt: bool = False, **options: object
+    folder: Path, printer: str, joiner: str, *, spoilt: bool = False, **options: Any
 ) -> AsyncIterator[Pair]:
     """spoilt: larger packets than HOLE_BYTES vanish from the beginning."""
     require("coturn", can_run("turnserver"), "needs turnserver (./just setup)")

@@ -62,19 +62,23 @@ async def try_once(stations: Stations, cell: Cell) -> Try:
         for site in sites:
             site.forget_mappings()
         try:
-            await start(printer, joiner)
+            await start(printer, joiner, relay=stations.relay if cell.relay else None)
             return await _connect(cell, printer, joiner)
         finally:
             for station in (printer, joiner):
                 await station.ask("stop")
 
 
-async def start(*stations: Station, **options: object) -> None:
-    """options: of the endpoints, as peer.py has them."""
+async def start(
+    printer: Station, joiner: Station, relay: dict[str, Any] | None = None, **options: Any
+) -> None:
+    """relay: which the printer is to be reachable through. options: of both endpoints (peer.py)."""
     stun = [[host, STUN_PORT] for host in (*STUN, *STUN6)]
     async with trio.open_nursery() as nursery:
-        for station in stations:
+        for station in (printer, joiner):
             mine = {"stun": stun, "portmap": station.has_upnp, **options}
+            if station is printer:
+                mine["relay"] = relay
             nursery.start_soon(partial(station.ask, "start", **mine))
 
 
