@@ -1,6 +1,6 @@
 """Start on the first link that works, and go on looking for a better one.
 
-What is tried: what is known of the peer's addresses; then, where no straight link came of that,
+What is tried: what is known of the peer's addresses; meanwhile, where there is no straight link yet,
 offers are swapped over the session (exchange.py), the TCP addresses of the other's offer are
 dialled by both, and both punch (punch.py) for a way of datagrams, over which the side that asked
 dials QUIC. To an address that somebody else named, no more than small probes go before it answers.
@@ -107,13 +107,23 @@ class Improver:
         return happened
 
     async def _try(self, session: Session) -> None:
-        await self._dial(session, self._better(session, self._candidates[session]))
-        await self._try_offers(session)
+        """While bytes go through somebody else, the first two at once: an address that nobody
+        answers at takes seconds to be given up."""
+        known = self._better(session, self._candidates[session])
+        async with trio.open_nursery() as nursery:
+
+            async def go(way: Callable[[], Awaitable[None]]) -> None:
+                await way()
+                if not _is_indirect(session):
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(go, lambda: self._dial(session, known))
+            if _is_indirect(session):
+                nursery.start_soon(go, lambda: self._try_offers(session))
         await self._dial(session, self._better(session, [OVER_SESSION]))
 
     async def _try_offers(self, session: Session) -> None:
-        rank = session.rank
-        if rank is None or rank <= DIRECT_RANK or self.exchange is None or session.suspected:
+        if self.exchange is None or session.suspected:
             return
         try:
             swap = await self.exchange.ask(session, self._wants())
@@ -168,6 +178,10 @@ class Improver:
             for one in ranked(candidates, self._is_near)
             if one.transport in self._kinds and rank_of(one, self._is_near(one.host)) < rank
         ]
+
+
+def _is_indirect(session: Session) -> bool:
+    return session.rank is not None and session.rank > DIRECT_RANK
 
 
 def _meeting(swap: Swap, rtt_s: float) -> Meeting:

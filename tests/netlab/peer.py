@@ -30,11 +30,10 @@ from discovery.token import ID_BYTES
 from tunnels import Candidate, Endpoint, Identity, Session, Stream, TunnelError
 from tunnels.binding import Address
 from tunnels.handshake import Role
-from tunnels.improve import DIRECT_RANK
 from tunnels.link import LINK_KINDS
 from tunnels.meeting import Meeting, Nats
 from tunnels.peer import parse_peer_id_untrusted
-from tunnels.relay import Carries
+from tunnels.relay import KIND, Carries
 from tunnels.stun import Server
 
 ECHO = "echo"
@@ -214,7 +213,7 @@ class Peer:
 
 def _is_relayed(session: Session) -> bool:
     best = session.best_link
-    return best is None or best.rank > DIRECT_RANK
+    return best is None or best.kind == KIND
 
 
 def _candidates(token: dict[str, Any]) -> list[Candidate]:
