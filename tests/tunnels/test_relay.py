@@ -188,6 +188,23 @@ async def test_a_direct_way_is_taken_where_there_is_one_and_a_relay_otherwise(
         assert trio.current_time() - began_s < 1.5
 
 
+async def test_addresses_where_nobody_answers_do_not_hold_up_the_search_for_a_direct_way(
+    clock: object,
+) -> None:
+    async with through_rita({"bob", "dave"}) as pair:
+        carol = await start_node(pair.nursery, pair.world.host("11.0.0.3"), "carol")
+        dave = await start_node(pair.nursery, pair.world.host("11.0.0.4"), "dave")
+        assert pair.rita is not None
+        await reach_through(pair.rita, dave)
+        through = [one for one in dave.endpoint.candidates() if one.via is not None]
+        nobody = Candidate("quic", "11.0.0.77", 4433)
+        began_s = trio.current_time()
+        session = await carol.endpoint.connect(dave.endpoint.peer, [nobody, *through])
+        while session.stats.link_kind == "relay":
+            await session.wait_links_changed()
+        assert trio.current_time() - began_s < 3.0
+
+
 async def test_of_a_relays_addresses_one_that_answers_is_enough(clock: object) -> None:
     async with through_rita({"bob"}) as pair:
         [way] = pair.bob.endpoint.candidates()
