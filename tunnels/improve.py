@@ -1,6 +1,6 @@
 """Start on the first link that works, and go on looking for a better one.
 
-What is tried: what is known of the peer's addresses; meanwhile, where there is no straight link yet,
+What is tried: what is known of the peer's addresses; meanwhile, where no link is straight yet,
 offers are swapped over the session (exchange.py), the TCP addresses of the other's offer are
 dialled by both, and both punch (punch.py) for a way of datagrams, over which the side that asked
 dials QUIC. To an address that somebody else named, no more than small probes go before it answers.
