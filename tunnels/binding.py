@@ -14,6 +14,7 @@ from tunnels.peer import format_address
 
 Address = tuple[str, int]  # an IP literal without zone, v4 never in mapped form; port
 
+REFUSED = "refused: no node listens on that port"
 _NAMES = {socket.SOCK_DGRAM: "UDP", socket.SOCK_STREAM: "TCP"}
 
 
@@ -83,7 +84,7 @@ def _listen_failed(host: str, port: int, kind: socket.SocketKind, error: OSError
 def reason_of(code: int | None) -> str:
     """Why an address cannot be reached or used."""
     if code == errno.ECONNREFUSED:
-        return "refused: no node listens on that port"
+        return REFUSED
     if code == errno.EINVAL:
         return "it cannot be reached from the address this node listens on"
     return os.strerror(code or 0).lower()

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import trio
 
-from tunnels.errors import DialFailed, TunnelError
+from tunnels.binding import REFUSED
+from tunnels.errors import DialFailed, HandshakeFailed, TunnelError
 from tunnels.link import LINK_KINDS
 from tunnels.peer import Candidate, PeerId
 
@@ -145,6 +146,7 @@ async def race(
     """
     candidates = list(dict.fromkeys(candidates))[:MAX_CANDIDATES]
     failures: dict[Candidate, str] = {}
+    heard: set[Candidate] = set()
     results: list[Result] = []
     failed = trio.Event()
 
@@ -154,6 +156,8 @@ async def race(
             result = await attempt(candidate)
         except TunnelError as error:
             failures[candidate] = str(error)
+            if isinstance(error, HandshakeFailed) or str(error) == REFUSED:
+                heard.add(candidate)
             failed.set()
             failed = trio.Event()
             return
@@ -174,5 +178,5 @@ async def race(
     raise DialFailed(
         peer,
         [(one, failures.get(one, nobody)) for one in candidates],
-        unheard=[one for one in candidates if one not in failures],
+        unheard=[one for one in candidates if one not in heard],
     )
