@@ -42,15 +42,14 @@ from meshnode.peers import Peers
 from meshnode.pipeline.deploy import Orchestrator
 from meshnode.pipeline.inventory import Inventory
 from meshnode.pipeline.lease import LeaseDesk
-from meshnode.state import Home
-from meshnode.whereabouts import Whereabouts
+from meshnode.state import PORT_DOCUMENT, Home
+from meshnode.whereabouts import Whereabouts, network_row
 from tunnels import AddressPolicy, Endpoint, ListenFailed
 from tunnels.gate import ASK
 from tunnels.link import LINK_KINDS
 from tunnels.network import HostNetwork
 from tunnels.offline import NearNetwork
 
-_PORT_DOCUMENT = "port.json"
 FIRST_LOOK_S = 1.5
 """How long the first invite waits for servers and the router to say how we look from outside."""
 
@@ -165,6 +164,7 @@ class Node:
         status: dict[str, Any] = {
             "node": {"name": self._membership.name, "peer": str(self._endpoint.peer)},
             "peers": self._peers.rows(),
+            "network": network_row(self._endpoint.outside),
         }
         if self._portmap:
             status["port_mapping"] = self._portmap.status.row()
@@ -198,7 +198,7 @@ class Node:
             await self._start_endpoint(nursery, given)
             return
         host = given.host if given else None
-        saved = self._home.load_json(_PORT_DOCUMENT)
+        saved = self._home.load_json(PORT_DOCUMENT)
         port = saved.get("port") if saved else None
         if isinstance(port, int) and 0 < port < 65536:
             try:
@@ -208,7 +208,7 @@ class Node:
             else:
                 return
         bound = await self._start_endpoint(nursery, Address(host, 0))
-        self._home.save_json(_PORT_DOCUMENT, {"port": bound})
+        self._home.save_json(PORT_DOCUMENT, {"port": bound})
 
     async def _start_endpoint(self, nursery: trio.Nursery, address: Address) -> int:
         try:

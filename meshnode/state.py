@@ -27,6 +27,8 @@ from meshnode.errors import DiskFull, HomeError
 from tunnels.errors import IdentityError
 from tunnels.identity import Identity
 
+PORT_DOCUMENT = "port.json"
+"""The port that peers know this node at, where none was asked for."""
 _LOCK_NAME = "lock"
 _PART_SUFFIX = ".part"
 _NODE_KEY = "node.key"

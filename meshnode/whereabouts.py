@@ -7,10 +7,13 @@ it on (hearsay.py).
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 import trio
 
 from tunnels import Endpoint, Session
+from tunnels.outside import OutsideView
+from tunnels.peer import format_address
 
 PAUSE_S = 5.0
 """Between two rounds, however often something changes: each tells every member."""
@@ -43,3 +46,16 @@ class Whereabouts:
                 for session in self._introduced():
                     nursery.start_soon(self._show, session)
                 await trio.sleep(PAUSE_S)
+
+
+def network_row(outside: OutsideView) -> dict[str, Any]:
+    """How this node looks from outside, by IP version; JSON-ready."""
+    return {
+        f"ipv{version}": {
+            "nat": facts.kind.name.lower(),
+            "seen_at": [format_address(*one) for one in facts.mapped],
+            "keeps_port": facts.keeps_port,
+        }
+        for version in (4, 6)
+        for facts in (outside.facts(version),)
+    }

@@ -7,20 +7,27 @@ import os
 import resource
 import shutil
 import stat
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from collections.abc import Collection, Iterator
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
+import trio
 
-from meshnode.cli.settings import home_option
-from meshnode.config import human_bytes
+from meshnode.cli.checks import Check, Verdict
+from meshnode.cli.firewall import firewall
+from meshnode.cli.network_checks import look, network_checks, relays_known
+from meshnode.cli.settings import home_option, offline_option, portmap_option, stun_option
+from meshnode.config import human_bytes, parse_servers
 from meshnode.engine.build import find_built
-from meshnode.engine.cache import engine_cache_dir
+from meshnode.engine.cache import Engine, engine_cache_dir
+from meshnode.engine.devices import list_devices
 from meshnode.engine.sandbox.check import WORDS, Measure, Sandbox, rehearse
 from meshnode.errors import MeshError
-from meshnode.state import default_home
+from meshnode.state import PORT_DOCUMENT, default_home
+from tunnels import ListenFailed
+from tunnels.stun import Server
 
 LOW_DISK_BYTES = 2 << 30
 """Building the engine takes 700 MB; logs and pulled layers come on top."""
@@ -28,30 +35,20 @@ LOW_OPEN_FILES = 1024
 """What a node with a few dozen peers, each with several streams, may need."""
 
 
-class Verdict(StrEnum):
-    OK = "ok"
-    NOTE = "note"  # it works, with less
-    BAD = "bad"  # it will not work, or not as it should
-
-
-@dataclass(frozen=True)
-class Check:
-    """`text`: what was found, and what to do where that is not well."""
-
-    name: str
-    verdict: Verdict
-    text: str
-
-
 @click.command()
 @home_option
+@stun_option
+@portmap_option
+@offline_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def doctor(home: Path | None, as_json: bool) -> int:
-    """Say whether this machine is fit for a node: engine, sandbox, home, limits.
+def doctor(home: Path | None, stun: str, portmap: bool, offline: bool, as_json: bool) -> int:
+    """Say whether this machine is fit for a node: network, engine, devices, sandbox, home, limits.
 
-    Exit code 1 when a check is bad.
+    Exit code 0; 1 when a check is bad. A check of which a note is made does not make it so.
     """
-    checks = list(examine(home or default_home()))
+    home = home or default_home()
+    checks = list(examine(home))
+    checks += examine_network(home, () if offline else parse_servers(stun), portmap, offline)
     if as_json:
         click.echo(json.dumps({"checks": [asdict(check) for check in checks]}))
     else:
@@ -62,8 +59,9 @@ def doctor(home: Path | None, as_json: bool) -> int:
 
 
 def examine(home: Path) -> Iterator[Check]:
-    """Every check, in the order they are shown. Blocks for about 50 ms. Changes nothing."""
-    yield _engine()
+    """Every check of the machine itself, in the order they are shown. Blocks for about 50 ms, and
+    as long as a GPU takes to wake. Changes nothing."""
+    yield from _engine()
     yield from _sandbox(Sandbox(*rehearse()))
     yield _home(home)
     yield _disk("disk of the home", home)
@@ -71,15 +69,54 @@ def examine(home: Path) -> Iterator[Check]:
     yield _open_files()
 
 
-def _engine() -> Check:
+def examine_network(
+    home: Path, servers: Collection[Server], portmap: bool, offline: bool
+) -> Iterator[Check]:
+    """Every check of the network. Takes some seconds where nothing answers. Maps no port."""
+    if offline:
+        yield Check("network", Verdict.OK, "not looked at beyond this machine (--offline)")
+    else:
+        relays = relays_known(home)
+        try:
+            yield from network_checks(trio.run(partial(look, servers, relays, portmap=portmap)))
+        except ListenFailed as error:
+            yield Check("network", Verdict.BAD, str(error))
+    yield firewall(_port(home))
+
+
+def _port(home: Path) -> int | None:
+    """The node's, of last time."""
+    try:
+        port = json.loads((home / PORT_DOCUMENT).read_bytes())["port"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return None
+    return port if isinstance(port, int) and 0 < port < 65536 else None
+
+
+def _engine() -> Iterator[Check]:
     try:
         engine = find_built()
     except MeshError as error:
-        return Check("engine", Verdict.BAD, str(error))
+        yield Check("engine", Verdict.BAD, str(error))
+        return
     if engine is None:
         text = "none is built for this version: the first start builds it, or `mesh engine build`"
-        return Check("engine", Verdict.NOTE, text)
-    return Check("engine", Verdict.OK, f"{engine.key} ({engine.backend}) in {engine.bin_dir}")
+        yield Check("engine", Verdict.NOTE, text)
+        return
+    yield Check("engine", Verdict.OK, f"{engine.key} ({engine.backend}) in {engine.bin_dir}")
+    yield _devices(engine)
+
+
+def _devices(engine: Engine) -> Check:
+    try:
+        devices = list_devices(engine)
+    except MeshError as error:
+        return Check("devices", Verdict.BAD, str(error))
+    named = ", ".join(f"{one.name} ({human_bytes(one.free_bytes)} free)" for one in devices)
+    if any(one.is_gpu for one in devices):
+        return Check("devices", Verdict.OK, named)
+    text = f"{named}: no GPU that this engine ({engine.backend}) can use"
+    return Check("devices", Verdict.OK, f"{text}; with one, `mesh engine build --backend` names it")
 
 
 def _sandbox(sandbox: Sandbox) -> Iterator[Check]:

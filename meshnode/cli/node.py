@@ -16,16 +16,17 @@ from meshnode.cli.logs import LOG_NAME, log_to
 from meshnode.cli.prompt import DEFAULT_ACCEPT_WAIT_S, follow_pasted_codes, is_at_terminal
 from meshnode.cli.settings import (
     DEFAULT_HTTP,
-    OFFLINE_VARIABLE,
     Invocation,
     home_option,
+    offline_option,
+    portmap_option,
     read_settings,
+    stun_option,
 )
 from meshnode.cli.signals import run_until_signal
 from meshnode.cli.views import choose_view
 from meshnode.config import (
     DEFAULT_CTX_TOKENS,
-    DEFAULT_STUN,
     Address,
     LendConfig,
     NodeConfig,
@@ -61,30 +62,15 @@ def _node_options(command: _Command) -> _Command:
             default=True,
             help="Announce this node on the local network, and find members there.",
         ),
-        click.option(
-            "--stun",
-            default=DEFAULT_STUN,
-            show_default=True,
-            metavar="HOST:PORT,...",
-            help="Servers that tell this node how it looks from outside; or none.",
-        ),
-        click.option(
-            "--offline/--no-offline",
-            envvar=OFFLINE_VARIABLE,
-            default=False,
-            help="Send no packet beyond the networks that this machine is in.",
-        ),
+        stun_option,
+        offline_option,
         click.option(
             "--wait-accept",
             metavar="TIME",
             help="How long to wait for `mesh accept` where the inviter cannot be reached, like 10m "
             "(default: that, at a terminal).",
         ),
-        click.option(
-            "--portmap/--no-portmap",
-            default=True,
-            help="Ask the router to forward this node's port (PCP, NAT-PMP, UPnP).",
-        ),
+        portmap_option,
         click.option("--threads", type=click.IntRange(1), help="CPU threads of the engine."),
         click.option("--device", help="Devices to lend, by name, with commas between."),
         click.option("--memory", help="Memory to lend at most, like 12G."),

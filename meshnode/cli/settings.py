@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from discovery.token import BadToken, Token, parse_untrusted
-from meshnode.config import Address, ServeConfig, parse_address
+from meshnode.config import DEFAULT_STUN, Address, ServeConfig, parse_address
 from meshnode.errors import AccessError, UsageError
 
 MAX_TOKEN_FILE_BYTES = 64 * 1024
@@ -35,6 +35,26 @@ def _checked_home(
 
 home_option = click.option(
     "--home", callback=_checked_home, default=None, help="Folder of the node's state (MESH_HOME)."
+)
+
+
+stun_option = click.option(
+    "--stun",
+    default=DEFAULT_STUN,
+    show_default=True,
+    metavar="HOST:PORT,...",
+    help="Servers that tell this node how it looks from outside; or none.",
+)
+portmap_option = click.option(
+    "--portmap/--no-portmap",
+    default=True,
+    help="Ask the router to forward this node's port (PCP, NAT-PMP, UPnP).",
+)
+offline_option = click.option(
+    "--offline/--no-offline",
+    envvar=OFFLINE_VARIABLE,
+    default=False,
+    help="Send no packet beyond the networks that this machine is in.",
 )
 
 

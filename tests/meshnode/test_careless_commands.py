@@ -14,7 +14,8 @@ import pytest
 
 from discovery.grants import Role
 from meshnode.cli import members
-from meshnode.cli.doctor import Verdict, examine
+from meshnode.cli.checks import Verdict
+from meshnode.cli.doctor import examine
 from meshnode.control import ask_node
 from meshnode.engine import cache
 from meshnode.errors import EngineError, HomeError, UsageError
