@@ -14,7 +14,7 @@ from meshnode.events import Emit, Event, Kind
 from meshnode.ledger import Ledger
 from tunnels import Candidate, Endpoint, TunnelError
 from tunnels.handshake import Role
-from tunnels.meeting import Meeting, Nats
+from tunnels.meeting import Meeting, Nats, nats_told_by
 
 ACCEPT_TIMEOUT_S = 9.0  # from a pasted code to a way, or none: node.sock waits for 10 s
 _KIND_ORDER = {"mapped": 0, "reflexive": 1, "given": 2, "host": 3}
@@ -52,6 +52,7 @@ class Replies:
                 Role.DIALLER,
                 where,
                 mine=nats,
+                theirs=nats_told_by(token.candidates),
                 patience_s=self.wait_s,
             )
         )

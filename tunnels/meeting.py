@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from tunnels.binding import Address
 from tunnels.handshake import Role
-from tunnels.peer import NatKind
+from tunnels.peer import Candidate, NatKind
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,13 @@ class Nats:
 
     v4: NatKind = NatKind.UNKNOWN
     v6: NatKind = NatKind.UNKNOWN
+
+
+def nats_told_by(candidates: Iterable[Candidate]) -> Nats:
+    """What a peer's candidates say of the NATs before it."""
+    hard = {6 if ":" in one.host else 4 for one in candidates if one.kind == "hard"}
+    v4, v6 = (NatKind.HARD if version in hard else NatKind.UNKNOWN for version in (4, 6))
+    return Nats(v4, v6)
 
 
 @dataclass(frozen=True)

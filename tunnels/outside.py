@@ -104,16 +104,18 @@ class OutsideView:
 
     def candidates(self) -> list[Candidate]:
         """Where peers may try to reach us through a NAT."""
-        return self._candidates(lambda facts: facts.reachable_at)
+        return self._candidates("reflexive", lambda facts: facts.reachable_at)
 
     def guesses(self) -> list[Candidate]:
         """One at each host where a hard NAT was seen. The port there is another peer's."""
-        return self._candidates(lambda facts: facts.hard_at)
+        return self._candidates("hard", lambda facts: facts.hard_at)
 
-    def _candidates(self, of: Callable[[NatFacts], Iterable[Address]]) -> list[Candidate]:
+    def _candidates(
+        self, kind: str, of: Callable[[NatFacts], Iterable[Address]]
+    ) -> list[Candidate]:
         own = self._network.interface_addresses()
         return [
-            Candidate("quic", host, port, "reflexive")
+            Candidate("quic", host, port, kind)
             for facts in self._facts.values()
             for host, port in of(facts)
             if not self._policy.refusal(host, bound_host=self._bound_host, own_addresses=own)

@@ -64,8 +64,8 @@ class Candidate:
     host: an IPv4 or IPv6 literal; names are resolved before they get here.
     port: 1 to 65535.
     kind: where the address came from: "host" (an interface of the peer), "given" (typed by
-    a person), "reflexive" (seen by others), "mapped" (its router forwards it); display and
-    ranking only.
+    a person), "reflexive" (seen by others), "mapped" (its router forwards it), "hard" (seen by
+    others, who each see another port: good for punching alone); for display, ranking, punching.
     via: the relay that answers there in the peer's place.
     """
 

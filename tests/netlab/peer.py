@@ -31,7 +31,7 @@ from tunnels import Candidate, Endpoint, Identity, Session, Stream, TunnelError
 from tunnels.binding import Address
 from tunnels.handshake import Role
 from tunnels.link import LINK_KINDS
-from tunnels.meeting import Meeting, Nats
+from tunnels.meeting import Meeting, Nats, nats_told_by
 from tunnels.peer import parse_peer_id_untrusted
 from tunnels.relay import KIND, Carries
 from tunnels.stun import Server
@@ -136,7 +136,8 @@ class Peer:
         )
         reply = Reply(bytes(ID_BYTES), nonce, ours[:MAX_ADDRESSES], nats.v4, nats.v6)
         key, theirs = probe_key(SECRET_HASH, nonce), _places(token)
-        meeting = Meeting(key, Role.DIALLER, theirs, nats, patience_s=PATIENCE_S)
+        told = nats_told_by(_candidates(token))
+        meeting = Meeting(key, Role.DIALLER, theirs, nats, told, patience_s=PATIENCE_S)
         self._inside.start_soon(self._punch, meeting)
         return {"code": encode(reply, SECRET_HASH)}
 

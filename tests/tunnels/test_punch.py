@@ -17,8 +17,8 @@ from tests.lab.punchers import KEY, Side, a_side, an_internet, carries, meet
 from tunnels.consent import UNASKED_BYTES
 from tunnels.errors import ListenFailed, PunchFailed
 from tunnels.handshake import Role
-from tunnels.meeting import Meeting, Nats
-from tunnels.peer import NatKind
+from tunnels.meeting import Meeting, Nats, nats_told_by
+from tunnels.peer import Candidate, NatKind
 from tunnels.probe import GIVE_UP_S
 from tunnels.punch import LINGER_S, MAX_SEARCHES
 from tunnels.salvo import FAN_SOCKETS, SPRAYED_PORTS
@@ -159,6 +159,31 @@ async def test_a_joiner_waits_until_its_code_is_carried_to_the_other_side(
         assert trio.current_time() - began_s < 5
         assert pair.bob.reflexive[0] in found
         assert await carries(pair.alice, pair.bob.reflexive[0], pair.bob)
+
+
+async def test_a_joiner_behind_an_easy_nat_waits_for_an_inviter_behind_a_hard_one(
+    autojump_clock: Clock,
+) -> None:
+    """Whose token says so: then the joiner keeps many ports of its router open."""
+    async with behind(Kind.HOME, Kind.SYMMETRIC) as pair:
+        found = []
+        where = pair.bob.addresses
+        token = [Candidate("quic", *pair.bob.reflexive[0], "hard")]
+
+        async def wait() -> None:
+            us, told = pair.alice.nats, nats_told_by(token)
+            meeting = Meeting(KEY, Role.DIALLER, where, us, told, patience_s=250.0)
+            found.append(await pair.alice.puncher.punch(meeting))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.sleep(200)
+            began_s = trio.current_time()
+            us, told = pair.bob.nats, pair.alice.nats
+            meeting = Meeting(KEY, Role.LISTENER, pair.alice.addresses, us, told)
+            found.append(await pair.bob.puncher.punch(meeting))
+        assert trio.current_time() - began_s < 5
+        assert pair.alice.reflexive[0] in found
 
 
 async def test_where_udp_is_blocked_it_ends_in_time_and_says_why(autojump_clock: Clock) -> None:
