@@ -25,8 +25,8 @@ from tests.lab.nodes import (
     start_relay,
 )
 from tunnels import Session
-from tunnels.stun import Server
 from tunnels.peer import NatKind
+from tunnels.stun import Server
 
 Clock = trio.testing.MockClock
 PORT = 4433
