@@ -128,6 +128,8 @@ def test_relays_are_told_one_by_one() -> None:
     assert texts["203.0.113.9:443 is reached over UDP and TCP"] is Verdict.OK
     (dead,) = (text for text in texts if text.startswith("192.0.2.1:3478 does not answer"))
     assert texts[dead] is Verdict.NOTE
+    stun = next(check for check in checks if check.name == "STUN servers")
+    assert "1 of 1" in stun.text, "a relay that answers is no server that was named"
 
 
 def test_the_relays_are_those_that_members_name(tmp_path: Path) -> None:
