@@ -21,6 +21,7 @@ from meshnode.membership import Membership
 from meshnode.removal import Removal
 from meshnode.renewal import Renewal
 from meshnode.replies import Replies
+from meshnode.reserving import Reserving
 from tunnels import (
     Candidate,
     DialFailed,
@@ -34,6 +35,7 @@ from tunnels import (
 )
 from tunnels.allowance import Buckets, Rate
 from tunnels.gate import ASK, TALK
+from tunnels.relay_transport import relay_of
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,7 @@ class Connections:
         self.renewal = Renewal(membership, self._reintroduce)
         self.hearsay = Hearsay(membership)
         self.replies = Replies(endpoint, membership.ledger, emit)
+        self.reserving = Reserving(endpoint, membership, self._show_all)
         self._endpoint = endpoint
         self._membership = membership
         self._emit = emit
@@ -115,6 +118,7 @@ class Connections:
             nursery.start_soon(self.removal.run)
             nursery.start_soon(self.renewal.run)
             nursery.start_soon(self.hearsay.run)
+            nursery.start_soon(self.reserving.run)
             async with trio.open_nursery() as first_round:
                 first_round.start_soon(self._join_all, joins)
                 first_round.start_soon(self.look_around)
@@ -226,6 +230,27 @@ class Connections:
 
     async def _introduce(self, session: Session, meshes: Iterable[bytes] = ()) -> None:
         await self.introductions.introduce(session, self._endpoint.candidates(), meshes)
+        await self._show_to_relay(session)
+
+    async def _show_to_relay(self, session: Session) -> None:
+        """Whoever carries us to a member, and does not know us yet, learns that we are one too: a
+        stranger gets little carried."""
+        relay = relay_of(session)
+        leg = None if relay is None else self._endpoint.session(relay)
+        if leg is None or self._membership.is_introduced(leg.peer):
+            return
+        try:
+            await self.introductions.introduce(
+                leg, self._endpoint.candidates(), self._membership.shown_by(session.peer)
+            )
+        except (TunnelError, MeshError) as error:
+            log.info("the relay %s does not know this node: %s", leg.peer.short, error)
+
+    async def _show_all(self) -> None:
+        """Shows all who are connected what there is to show of us."""
+        async with trio.open_nursery() as nursery:
+            for session in self.introduced():
+                nursery.start_soon(self._show_again, session)
 
     async def _reintroduce(self, mesh: bytes) -> None:
         """Shows what we are in `mesh` now to its members that are connected, to all at once: one

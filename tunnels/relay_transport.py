@@ -45,7 +45,7 @@ from tunnels.tcp_socket import ByteSocket
 from tunnels.tcp_transport import TcpTransport, Way
 
 LEGS = ("tcp", "quic")  # kinds of links to a relay
-MAX_PLACES = 2  # of a relay, that we list as ways to us
+MAX_PLACES = 3  # of a relay, that we list as ways to us
 MAX_KNOWN = 64  # relays whose places are remembered
 MAX_ARRIVALS = 64  # joined to us and not yet looked at
 
@@ -200,11 +200,10 @@ class RelayTransport(TcpTransport):
         self,
         session: Session,
         places: Iterable[Candidate],
-        *,
-        task_status: trio.TaskStatus[Reservation] = trio.TASK_STATUS_IGNORED,
+        agreed: Callable[[Reservation], None],
     ) -> None:
         """Be reachable through the other end of `session`, which answers at `places`, until it ends
-        that or is gone; started once it has agreed. Raises TunnelError."""
+        that or is gone. agreed: called once it has agreed. Raises TunnelError."""
         relay = session.peer
         if is_relayed(session):
             raise TunnelError("the relay itself is reached through a relay")
@@ -213,7 +212,7 @@ class RelayTransport(TcpTransport):
             ways = [replace(one, transport=KIND, via=relay) for one in places]
             held = Reservation(relay, tuple(dict.fromkeys(ways))[:MAX_PLACES], carries)
             self._held[relay] = held
-            task_status.started(held)
+            agreed(held)
             try:
                 while await stream.receive_some():
                     pass
@@ -272,3 +271,9 @@ class _Arrivals:
     def close(self) -> None:
         self._closed = True
         self._acceptors.unpark_all()
+
+
+def relay_of(session: Session) -> PeerId | None:
+    """Whoever carries the session; None where it goes straight."""
+    link = session.best_link
+    return link.socket.relay if isinstance(link, RelayedLink) else None

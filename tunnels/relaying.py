@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
-import trio
-
 from tunnels.errors import TunnelError
 from tunnels.gate import ServiceLimits
 from tunnels.link import Transport
@@ -73,14 +71,13 @@ class Relaying:
         self,
         session: Session,
         places: Iterable[Candidate],
-        *,
-        task_status: trio.TaskStatus[Reservation] = trio.TASK_STATUS_IGNORED,
+        agreed: Callable[[Reservation], None] = lambda _: None,
     ) -> None:
         """Be reachable through the peer of `session`, which answers at `places`, until either ends
-        that; started once it has agreed. Raises TunnelError."""
+        that. agreed: called once it has agreed. Raises TunnelError."""
         if self._transport is None:
             raise TunnelError("this node links over no relay (--transport)")
-        await self._transport.hold(session, places, task_status=task_status)
+        await self._transport.hold(session, places, agreed)
 
     def reservations(self) -> list[Reservation]:
         """Where we are reachable."""

@@ -72,7 +72,12 @@ async def connect(world: World, host: str, to: Address) -> FakeConnection:
         if internet is not None:
             seen, at = internet.connection(local, to) or (local, ("nowhere", 0))
         listener = world.listeners.get(at)
-        through = not (world.cut or world.tcp_blocked or {host, to[0]} & world.unplugged)
+        through = not (
+            world.cut
+            or world.tcp_blocked
+            or {host, to[0]} & world.unplugged
+            or to[0] in world.hidden
+        )
         if listener is not None and through:
             break
         await trio.sleep(CUT_RETRY_S)

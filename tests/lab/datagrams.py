@@ -64,6 +64,8 @@ class World:
         self.tcp_blocked = False  # as by a firewall that drops what would begin a connection
         self.unplugged: set[str] = set()  # hosts
         self.without_udp: set[str] = set()  # hosts behind a firewall that drops it
+        self.hidden: set[str] = set()  # hosts whose firewall lets in what they asked for
+        self._asked: set[tuple[Address, Address]] = set()
         self.listeners: dict[Address, FakeListener] = {}
         self.internet: Internet | None = None  # None: each host sees every other
         self.dice = random.Random(seed)
@@ -99,6 +101,7 @@ class World:
 
     def depart(self, datagram: bytes, sender: Address, target: Address) -> None:
         self.sent += 1
+        self._asked.add((sender, target))
         if self.record:
             self.log.append((target, datagram))
         if target in self.refusing:
@@ -148,7 +151,8 @@ class World:
         lands_at: Address | None = target
         if self.internet is not None and network is not None:
             lands_at = self.internet.descend(sender, target, network)
-        if self.cut or lands_at is None or {sender[0], target[0]} & self.without_udp:
+        unasked = target[0] in self.hidden and (target, sender) not in self._asked
+        if self.cut or lands_at is None or unasked or {sender[0], target[0]} & self.without_udp:
             self.lost += 1
         elif (socket := self._sockets.get(lands_at)) is not None:
             socket.arrive(datagram, sender)

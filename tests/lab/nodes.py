@@ -123,7 +123,7 @@ async def keep_reserved(
     task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     with contextlib.suppress(TunnelError):
-        await member.endpoint.relaying.reserve(session, places, task_status=task_status)
+        await member.endpoint.relaying.reserve(session, places, task_status.started)
 
 
 @asynccontextmanager

@@ -25,6 +25,7 @@ from meshnode.messages import MessageStream
 from meshnode.state import Home
 from tests.lab.datagrams import FakeHost, World
 from tunnels import Endpoint, Identity, PeerId, Session, Stream
+from tunnels.relay import Carries
 
 START_S = time.time()
 PORT = 4433
@@ -100,6 +101,11 @@ class Party:
         assert session is not None
         return session
 
+    def stop(self) -> None:
+        """As Ctrl-C does; its home is free again."""
+        self.nursery.cancel_scope.cancel()
+        self.home.__exit__(None, None, None)
+
     async def dial(self, other: Party) -> Session:
         return await self.endpoint.connect(other.peer, other.endpoint.candidates())
 
@@ -113,13 +119,15 @@ class Party:
 
 
 @asynccontextmanager
-async def party(folder: Path, host: FakeHost, name: str) -> AsyncIterator[Party]:
-    """A node on the home `folder/name` while the block lasts."""
+async def party(
+    folder: Path, host: FakeHost, name: str, *, carries: Carries = Carries.INTRODUCTIONS
+) -> AsyncIterator[Party]:
+    """A node on the home `folder/name` while the block lasts, or until it is stopped."""
     with Home(folder / name) as home:
         identity = Identity.load_or_create(home.folder / "node.key")
         wall = Wall()
         members = Membership(home, identity, name, wall)
-        endpoint = Endpoint(identity, authorize=members.authorize, network=host)
+        endpoint = Endpoint(identity, authorize=members.authorize, network=host, carries=carries)
         events: list[Event] = []
         kept = Connections(endpoint, members, events.append)
         kept.offer_services()

@@ -1,0 +1,143 @@
+"""Members of a mesh that reach each other only through one of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from discovery.grants import Role
+from discovery.token import encode, parse_untrusted
+from tests.lab.datagrams import World
+from tests.lab.parties import Party, party, run_all, world_of_parties
+from tunnels.relay import Carries
+from tunnels.relay_caps import Standing
+
+
+@asynccontextmanager
+async def apart(
+    folder: Path, carries: Carries = Carries.TRAFFIC, *, udp: bool = False
+) -> AsyncIterator[tuple[World, Party, Party, Party]]:
+    """rita, who can be dialled; ann and ben, who can dial only, and without `udp` over TCP alone."""
+    async with world_of_parties() as world, AsyncExitStack() as stack:
+        hosts = [world.host(f"11.0.0.{n}") for n in (9, 1, 2)]
+        world.hidden = {"11.0.0.1", "11.0.0.2"}
+        world.without_udp = set() if udp else set(world.hidden)
+        rita = await stack.enter_async_context(party(folder, hosts[0], "rita", carries=carries))
+        ann, ben = [
+            await stack.enter_async_context(party(folder, host, name))
+            for host, name in zip(hosts[1:], ("ann", "ben"), strict=True)
+        ]
+        run_all(rita, ann, ben)
+        yield world, rita, ann, ben
+
+
+async def test_members_keep_a_reservation_and_say_so_in_their_invites(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    async with apart(tmp_path) as (_, rita, ann, _ben):
+        await ann.connections.join(rita.invite())
+        await trio.sleep(2)
+        [way, *_] = ann.endpoint.candidates()
+        assert (way.transport, way.via) == ("relay", rita.peer)
+        invite = parse_untrusted(encode(ann.invite(mesh=rita.mesh)))
+        assert invite.relays == (rita.peer,)
+
+
+async def test_a_joiner_comes_in_through_the_relay_and_is_known_to_it_then(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    async with apart(tmp_path) as (_, rita, ann, ben):
+        await ann.connections.join(rita.invite())
+        await trio.sleep(2)
+        invite = parse_untrusted(encode(ann.invite(mesh=rita.mesh)))
+        await ben.connections.join(invite)
+        assert ben.session(ann).stats.link_kind == "relay"
+        assert ben.knows(ann)
+        assert ben.knows(rita), "the new grant was shown to the relay at once"
+        relay = rita.endpoint.relaying.relay
+        assert relay is not None
+        assert relay._standing(ben.peer) is Standing.CARRIED
+        await trio.sleep(10)
+        assert relay.reservations() == {ann.peer, ben.peer}
+        assert len(ben.endpoint.relaying.reservations()) == 1
+
+
+async def test_members_learn_from_others_through_which_relay_a_third_is_reached(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    async with apart(tmp_path) as (_, rita, ann, ben):
+        await ann.connections.join(rita.invite())
+        await ben.connections.join(rita.invite())
+        await trio.sleep(60)
+        assert ann.knows(ben)
+        assert ben.session(ann).stats.link_kind == "relay"
+
+
+async def test_through_the_relay_two_find_the_straight_path_that_there_is(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    async with apart(tmp_path, udp=True) as (_, rita, ann, ben):
+        await ann.connections.join(rita.invite())
+        await trio.sleep(2)
+        await ben.connections.join(ann.invite(mesh=rita.mesh))
+        assert ben.session(ann).stats.link_kind == "relay"
+        await trio.sleep(10)
+        assert ben.session(ann).stats.link_kind == "quic"
+
+
+async def test_a_relay_that_restarts_is_used_again_within_seconds(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    async with apart(tmp_path) as (world, rita, ann, ben):
+        for one in (ann, ben):
+            await one.connections.join(rita.invite())
+        await trio.sleep(60)
+        rita.stop()
+        await trio.sleep(20)
+        assert not ann.endpoint.relaying.reservations()
+        assert not ann.knows(ben)
+        host = world.host("11.0.0.9")
+        async with party(tmp_path, host, "rita", carries=Carries.TRAFFIC) as again:
+            run_all(again)
+            await trio.sleep(40)
+            assert ann.endpoint.relaying.reservations()
+            assert ann.knows(ben)
+            assert ann.session(ben).stats.link_kind == "relay"
+
+
+async def test_without_a_relay_a_member_that_can_be_dialled_introduces(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    async with apart(tmp_path, Carries.INTRODUCTIONS) as (_, rita, ann, ben):
+        await ann.connections.join(rita.invite())
+        await ben.connections.join(rita.invite())
+        await trio.sleep(60)
+        assert [one.carries for one in ann.endpoint.relaying.reservations()] == [
+            Carries.INTRODUCTIONS
+        ]
+        assert ann.knows(ben)
+        assert not rita.endpoint.relaying.reservations(), "who is dialled by all needs nobody"
+
+
+async def test_a_member_by_the_role_of_a_relay_carries_for_the_others(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    async with apart(tmp_path) as (world, _, ann, ben), AsyncExitStack() as stack:
+        founder = await stack.enter_async_context(party(tmp_path, world.host("11.0.0.7"), "tom"))
+        rhea = await stack.enter_async_context(
+            party(tmp_path, world.host("11.0.0.8"), "rhea", carries=Carries.TRAFFIC)
+        )
+        run_all(founder, rhea)
+        await rhea.connections.join(founder.invite(Role.RELAY))
+        assert rhea.membership.role_in(founder.mesh) is Role.RELAY
+        for one in (ann, ben):
+            await one.connections.join(founder.invite())
+        await trio.sleep(60)
+        for one in (ann, ben):
+            held = one.endpoint.relaying.reservations()
+            assert [reservation.relay for reservation in held] == [rhea.peer]
+        assert ann.knows(ben)
+        assert not founder.lets_in(rhea), "it carries, and opens nothing"
