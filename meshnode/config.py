@@ -62,7 +62,7 @@ class Address:
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """What `mesh worker` and `mesh serve` have in common."""
+    """What `mesh worker`, `mesh serve` and `mesh relay` have in common."""
 
     home: Path | None = None
     name: str | None = None
@@ -72,6 +72,8 @@ class NodeConfig:
     model_folders: tuple[Path, ...] = ()
     accept_wait_s: int = 0  # for a reply code to be carried to an inviter that cannot be reached
     mdns: bool = True  # announced on the local network, and members followed there
+    relays: bool = False  # members' traffic is carried; else introductions alone
+    tcp_port: int | None = None  # a second one, for networks that let out nothing else
     portmap: bool = True  # the router is asked to forward our port
     stun: tuple[Server, ...] = ()  # asked, beside members, how this node looks from outside
     offline: bool = False  # no packet leaves the networks that this machine is in

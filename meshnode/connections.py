@@ -70,7 +70,7 @@ class Connections:
         self.renewal = Renewal(membership, self._reintroduce)
         self.hearsay = Hearsay(membership)
         self.replies = Replies(endpoint, membership.ledger, emit)
-        self.reserving = Reserving(endpoint, membership, self._show_all)
+        self.reserving = Reserving(endpoint, membership)
         self._endpoint = endpoint
         self._membership = membership
         self._emit = emit
@@ -245,12 +245,6 @@ class Connections:
             )
         except (TunnelError, MeshError) as error:
             log.info("the relay %s does not know this node: %s", leg.peer.short, error)
-
-    async def _show_all(self) -> None:
-        """Shows all who are connected what there is to show of us."""
-        async with trio.open_nursery() as nursery:
-            for session in self.introduced():
-                nursery.start_soon(self._show_again, session)
 
     async def _reintroduce(self, mesh: bytes) -> None:
         """Shows what we are in `mesh` now to its members that are connected, to all at once: one

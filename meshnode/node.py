@@ -49,6 +49,7 @@ from tunnels.gate import ASK
 from tunnels.link import LINK_KINDS
 from tunnels.network import HostNetwork
 from tunnels.offline import NearNetwork
+from tunnels.relay import Carries
 
 FIRST_LOOK_S = 1.5
 """How long the first invite waits for servers and the router to say how we look from outside."""
@@ -64,9 +65,10 @@ class Node:
         *,
         lend: LendConfig | None,
         serve: ServeConfig | None,
-        engine: Engine,
+        engine: Engine | None,
         emit: Emit,
     ) -> None:
+        """engine: None where the node neither lends nor serves."""
         self._home = home
         self._config = config
         self._emit = emit
@@ -83,6 +85,8 @@ class Node:
             transports=config.transports or tuple(LINK_KINDS),
             stun=None if config.offline else config.stun,
             is_introductory=(OPEN_TO_ALL | OPEN_TO_MEMBERS).__contains__,
+            carries=Carries.TRAFFIC if config.relays else Carries.INTRODUCTIONS,
+            tcp_port=config.tcp_port,
         )
         self._connections = Connections(self._endpoint, self._membership, emit)
         self._peers = Peers(self._endpoint, self._membership, self._connections, emit)
@@ -95,34 +99,43 @@ class Node:
         self._administration = Administration(
             self._membership, self._connections.joining, self._endpoint.meeting_places
         )
-        inventory = Inventory(engine)
-        shelf = Shelf(config.model_folders, home.subfolder("manifests"))
-        sockets, logs = runtime_folder(home.folder), home.subfolder("logs")
-        self._runtime_folder = sockets
-        for leftover in sockets.iterdir():  # of a node that was killed: the home's lock is ours
+        self._runtime_folder = runtime_folder(home.folder)
+        for leftover in self._runtime_folder.iterdir():  # of one that was killed: we hold the lock
             _remove(leftover)
-        self._desk = lend and LeaseDesk(
-            name=name,
-            engine=engine,
-            inventory=inventory,
-            lend=lend,
-            shelf=shelf,
-            runtime_folder=sockets,
-            log_folder=logs,
-            emit=emit,
-            sandbox=prepare_sandbox(lend.sandbox, (home.folder,)),
-        )
-        self._orchestrator = serve and Orchestrator(
-            config=serve,
-            engine=engine,
-            inventory=inventory,
-            shelf=shelf,
-            membership=self._membership,
-            connections=self._connections,
-            runtime_folder=sockets,
-            log_folder=logs,
-            emit=emit,
-        )
+        self._desk: LeaseDesk | None = None
+        self._orchestrator: Orchestrator | None = None
+        if engine is not None:
+            self._equip(engine, lend, serve)
+
+    def _equip(self, engine: Engine, lend: LendConfig | None, serve: ServeConfig | None) -> None:
+        """What computes: here for others, or on others' machines."""
+        inventory = Inventory(engine)
+        shelf = Shelf(self._config.model_folders, self._home.subfolder("manifests"))
+        sockets, logs = self._runtime_folder, self._home.subfolder("logs")
+        if lend:
+            self._desk = LeaseDesk(
+                name=self._membership.name,
+                engine=engine,
+                inventory=inventory,
+                lend=lend,
+                shelf=shelf,
+                runtime_folder=sockets,
+                log_folder=logs,
+                emit=self._emit,
+                sandbox=prepare_sandbox(lend.sandbox, (self._home.folder,)),
+            )
+        if serve:
+            self._orchestrator = Orchestrator(
+                config=serve,
+                engine=engine,
+                inventory=inventory,
+                shelf=shelf,
+                membership=self._membership,
+                connections=self._connections,
+                runtime_folder=sockets,
+                log_folder=logs,
+                emit=self._emit,
+            )
 
     async def run(self) -> None:
         """Runs until cancelled. Raises `MeshError` for what the user must mend."""
@@ -237,15 +250,22 @@ class Node:
 
     def _introduce_node(self) -> None:
         me = self._endpoint.peer
-        where = ", ".join(str(candidate) for candidate in self._endpoint.candidates())
+        places = [one for one in self._endpoint.candidates() if one.via is None]
+        where = ", ".join(str(place) for place in places)
         text = f"node {self._membership.name} ({me.short}) listens at {where or 'no address'}"
         self._emit(Event(Kind.NODE, text, {"peer": str(me), "name": self._membership.name}))
         if self._desk:
             self._tell_what_is_lent(self._desk)
+        if self._config.relays:
+            text = "relays for the members of its meshes: it carries what it cannot read"
+            self._emit(Event(Kind.NODE, text, {"relays": True}))
         if not self._config.joins:
             other = "mesh serve" if self._desk and not self._orchestrator else "mesh worker"
-            line = f"{other} join={encode(self._first_invite())}"
+            token = encode(self._first_invite())
+            line = f"{other} join={token}"
             text = f"on another machine, run:\n{line}"
+            if not (self._desk or self._orchestrator):
+                text += f"\nand on a third:\nmesh serve join={token}"
             self._emit(Event(Kind.INVITE, text, {"line": line}))
 
     def _tell_what_is_lent(self, desk: LeaseDesk) -> None:

@@ -8,7 +8,7 @@ who are connected, who pass it on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 import trio
 
@@ -25,31 +25,20 @@ MAX_RELAYS = 2
 MAX_INTRODUCERS = 2
 LOOK_AGAIN_S = 10.0  # a session may have found a straight link meanwhile
 TRY_AGAIN_S = 5.0  # after a relay has refused
-COALESCE_S = 0.5
-SHOW_AGAIN_S = 5.0  # between two rounds of showing all where we are
 
 
 class Reserving:
-    """I hold the reservations of a node.
+    """I hold the reservations of a node."""
 
-    show: tells all who are connected where we are now.
-    """
-
-    def __init__(
-        self, endpoint: Endpoint, membership: Membership, show: Callable[[], Awaitable[None]]
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, membership: Membership) -> None:
         self._endpoint = endpoint
         self._membership = membership
-        self._show = show
         self._holding: dict[PeerId, trio.CancelScope] = {}
         self._not_before_s: dict[PeerId, float] = {}
-        self._shown: frozenset[Candidate] = frozenset()
 
     async def run(self) -> None:
         """Until cancelled."""
-        self._shown = frozenset(self._endpoint.relaying.candidates(()))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._follow)
             while True:
                 changed = self._membership.changed
                 chosen = self._choose()
@@ -119,21 +108,6 @@ class Reserving:
         said = [one for one in member.candidates if one.via is None] if member else []
         host = _host_reached(session)
         return sorted(said, key=lambda one: one.host != host)
-
-    # -- what is told -------------------------------------------------------------------------
-
-    async def _follow(self) -> None:
-        """Shows all where we are, when that has changed."""
-        while True:
-            changed = self._endpoint.candidates_changed
-            now = frozenset(self._endpoint.relaying.candidates(()))
-            if now == self._shown:
-                await changed.wait()
-                await trio.sleep(COALESCE_S)
-                continue
-            self._shown = now
-            await self._show()
-            await trio.sleep(SHOW_AGAIN_S)
 
 
 def _host_reached(session: Session) -> str | None:

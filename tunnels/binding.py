@@ -15,6 +15,8 @@ from tunnels.peer import format_address
 Address = tuple[str, int]  # an IP literal without zone, v4 never in mapped form; port
 
 REFUSED = "refused: no node listens on that port"
+PRIVILEGED_BELOW = 1024
+
 _NAMES = {socket.SOCK_DGRAM: "UDP", socket.SOCK_STREAM: "TCP"}
 
 
@@ -54,7 +56,7 @@ def _dual_stack_socket(port: int, kind: socket.SocketKind) -> socket.socket:
         sock.bind(("::", port))
     except OSError as error:
         sock.close()
-        if error.errno == errno.EADDRINUSE:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
             raise _listen_failed("::", port, kind, error) from error
         raise _NoIPv6 from error
     return sock
@@ -77,6 +79,11 @@ def _listen_failed(host: str, port: int, kind: socket.SocketKind, error: OSError
     if error.errno == errno.EADDRNOTAVAIL:
         return ListenFailed(
             f"cannot listen on {where}: this machine has no such address; choose one of its own"
+        )
+    if error.errno == errno.EACCES and port < PRIVILEGED_BELOW:
+        return ListenFailed(
+            f"cannot listen on {where}: ports below {PRIVILEGED_BELOW} are root's; choose another, "
+            f"or allow it (as root: sysctl net.ipv4.ip_unprivileged_port_start={port})"
         )
     return ListenFailed(f"cannot listen on {where}: {reason_of(error.errno)}")
 

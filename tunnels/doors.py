@@ -19,6 +19,7 @@ class Doors:
 
     datagrams: SharedSocket | None = None
     listener: Listener | None = None
+    second_listener: Listener | None = None
     tls: ssl.SSLContext | None = None
 
     def __init__(
@@ -28,14 +29,17 @@ class Doors:
         host: str | None,
         port: int,
         needs: Collection[str],
+        tcp_port: int | None = None,
     ) -> None:
-        """needs: "udp", "tcp", "tls". Raises ListenFailed."""
+        """needs: "udp", "tcp", "tls". tcp_port: a second one for TCP. Raises ListenFailed."""
         if "udp" in needs:
             self.datagrams = SharedSocket(network.bind(host, port))
             port = self.datagrams.local[1]
         try:
             if "tcp" in needs:
                 self.listener = self._listen(network, host, port)
+                if tcp_port not in (None, self.listener.local[1]):
+                    self.second_listener = network.listen(host, tcp_port)
             if "tls" in needs:
                 self.tls = listener_context(identity)
         except BaseException:
@@ -58,6 +62,6 @@ class Doors:
         return door.local
 
     def close(self) -> None:
-        for door in (self.datagrams, self.listener):
+        for door in (self.datagrams, self.listener, self.second_listener):
             if door is not None:
                 door.close()

@@ -77,6 +77,7 @@ class Endpoint:
     transports: which kinds of links are made and taken, names of LINK_KINDS; to relays others too,
     where "relay" is the only one, and to begin WebRTC links: for is_introductory(service) alone.
     carries: what this node relays for its members.
+    tcp_port: where TCP is listened on too, for networks that let nothing else out.
     stun: servers asked, beside our peers, how we look from outside; None: nobody is asked.
     ice: what else helps WebRTC.
     """
@@ -94,6 +95,7 @@ class Endpoint:
         carries: Carries = Carries.INTRODUCTIONS,
         ice: IceServers = IceServers(),  # noqa: B008 - frozen
         is_introductory: Callable[[str], bool] = lambda service: service in INTERNAL,
+        tcp_port: int | None = None,
     ) -> None:
         if not transports or not set(transports) <= set(LINK_KINDS):
             raise ValueError(f"links are of these kinds: {', '.join(LINK_KINDS)}")
@@ -102,6 +104,7 @@ class Endpoint:
         self._authorize = authorize
         self._policy = policy
         self._dead_after_s = dead_after_s
+        self._tcp_port = tcp_port
         self._network = network or HostNetwork()
         self._us = Introduction(identity, new_epoch(), INITIAL_WINDOW_BYTES)
         self._services: dict[str, tuple[Handler, ServiceLimits]] = {}
@@ -154,7 +157,7 @@ class Endpoint:
         """
         if self._nursery is not None:
             raise RuntimeError("this endpoint runs already")
-        doors = Doors(self._network, self.identity, host, port, self._needs())
+        doors = Doors(self._network, self.identity, host, port, self._needs(), self._tcp_port)
         self._stopped = False
         try:
             async with trio.open_nursery() as nursery:
@@ -228,6 +231,9 @@ class Endpoint:
             for one in self._own_hosts(doors.local[0])
             for kind, port in self.bound_ports().items()
         ]
+        if doors.second_listener is not None and "tcp" in self._kinds:
+            second = doors.second_listener.local[1]
+            found += [Candidate("tcp", one, second) for one in self._own_hosts(doors.local[0])]
         for source in self._further:
             found += (one for one in source() if one.transport in self._meets_over)
         places: dict[tuple[str, str, int, PeerId | None], Candidate] = {}

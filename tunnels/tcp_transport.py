@@ -64,12 +64,14 @@ class TcpTransport:
         listener: Listener,
         tls: ssl.SSLContext,
         budget: Budget,
+        second_listener: Listener | None = None,
     ) -> None:
         self._identity = identity
         self._network = network
         self._nursery = nursery
         self._accept = accept
         self._listener = listener
+        self._listeners = [one for one in (listener, second_listener) if one is not None]
         self._budget = budget
         self._door = Door(trio.current_time())
         self._stopped = False
@@ -87,10 +89,15 @@ class TcpTransport:
     async def run(self) -> None:
         """Accept connections until cancelled."""
         try:
-            while True:
-                self._welcome(await self._listener.accept())
+            async with trio.open_nursery() as nursery:
+                for listener in self._listeners:
+                    nursery.start_soon(self._listen, listener)
         finally:
             self._stopped = True
+
+    async def _listen(self, listener: Listener) -> None:
+        while True:
+            self._welcome(await listener.accept())
 
     def _welcome(self, socket: ByteSocket) -> None:
         host, now = socket.remote[0], trio.current_time()

@@ -79,6 +79,7 @@ def _tcp(around: Surroundings) -> Transport:
         around.doors.listener,
         around.doors.tls,
         around.budget,
+        around.doors.second_listener,
     )
 
 

@@ -18,7 +18,7 @@ from meshnode.cli.doctor import doctor
 from meshnode.cli.engine import engine_group
 from meshnode.cli.logs import log_defect, log_nowhere
 from meshnode.cli.members import invites, leave, members, remove, revoke
-from meshnode.cli.node import serve, worker
+from meshnode.cli.node import relay, serve, worker
 from meshnode.cli.peers import peers, ping
 from meshnode.cli.settings import home_option, take_invocation
 from meshnode.cli.views import give_up_output
@@ -78,6 +78,7 @@ for command in (invites, revoke, members, remove, leave, peers, ping):
     cli.add_command(command)
 cli.add_command(worker)
 cli.add_command(serve)
+cli.add_command(relay)
 cli.add_command(engine_group, "engine")
 cli.add_command(demo)
 cli.add_command(discover)

@@ -1,4 +1,4 @@
-"""`mesh worker` and `mesh serve`: a node in the foreground, until Ctrl-C."""
+"""`mesh worker`, `mesh serve` and `mesh relay`: a node in the foreground, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -48,14 +48,20 @@ from tunnels.link import LINK_KINDS
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def _node_options(command: _Command) -> _Command:
-    """The options of both commands, last one first."""
+def _common_options(command: _Command) -> _Command:
+    """The options of all three commands, last one first."""
     folder = click.Path(path_type=Path)
     for decorate in (
         click.option("--log-format", type=click.Choice(["auto", "plain", "json"]), default="auto"),
         home_option,
         click.option("--name", help="What other nodes call this one (default: the host's name)."),
         click.option("--listen", default=None, help="HOST:PORT for peers (default: any, stable)."),
+        click.option(
+            "--tcp",
+            type=click.IntRange(1, 65535),
+            metavar="PORT",
+            help="Listen on this TCP port too, like 443: some networks let nothing else out.",
+        ),
         click.option("--transport", default="auto", help="Links to use, like tcp,quic (auto)."),
         click.option(
             "--mdns/--no-mdns",
@@ -71,6 +77,19 @@ def _node_options(command: _Command) -> _Command:
             "(default: that, at a terminal).",
         ),
         portmap_option,
+        click.option("--join-file", multiple=True, type=folder, help="File that holds a token."),
+        click.option("--join", multiple=True, help="Invite token; - reads standard input."),
+        click.argument("settings", nargs=-1, metavar="[join=TOKEN]..."),
+    ):
+        command = decorate(command)
+    return command
+
+
+def _node_options(command: _Command) -> _Command:
+    """The options of those that compute, last one first."""
+    folder = click.Path(path_type=Path)
+    for decorate in (
+        click.option("--relay", is_flag=True, help="Carry other members' traffic too."),
         click.option("--threads", type=click.IntRange(1), help="CPU threads of the engine."),
         click.option("--device", help="Devices to lend, by name, with commas between."),
         click.option("--memory", help="Memory to lend at most, like 12G."),
@@ -80,9 +99,7 @@ def _node_options(command: _Command) -> _Command:
             help="Confine what computes for others: wholly, as far as possible (auto), not.",
         ),
         click.option("--models", multiple=True, type=folder, help="Folder with GGUF files."),
-        click.option("--join-file", multiple=True, type=folder, help="File that holds a token."),
-        click.option("--join", multiple=True, help="Invite token; - reads standard input."),
-        click.argument("settings", nargs=-1, metavar="[join=TOKEN]..."),
+        _common_options,
     ):
         command = decorate(command)
     return command
@@ -143,6 +160,20 @@ def _refuse_lending_options(options: dict[str, Any]) -> None:
             )
 
 
+@click.command()
+@_common_options
+@click.pass_obj
+def relay(invocation: Invocation, /, **options: Any) -> None:
+    """Carry the traffic of members that cannot reach each other.
+
+    It cannot read what it carries. Run it where the others reach it: no engine, no models.
+    """
+    node_config, bare_rpc = _node_config({**options, "relay": True, "models": ()}, invocation)
+    if bare_rpc:
+        raise UsageError("rpc=HOST:PORT is for `mesh serve`")
+    _run(Launch(node_config, None, None), options["log_format"])
+
+
 @dataclass(frozen=True)
 class Launch:
     """Everything a node is told at its start."""
@@ -171,6 +202,8 @@ def _node_config(
         model_folders=options["models"],
         accept_wait_s=_accept_wait_s(options["wait_accept"]),
         mdns=options["mdns"],
+        relays=options["relay"],
+        tcp_port=options["tcp"],
         portmap=options["portmap"],
         stun=parse_servers(options["stun"]),
         offline=options["offline"],
@@ -196,7 +229,7 @@ def _lend_config(options: dict[str, Any]) -> LendConfig:
 def _run(launch: Launch, log_format: str) -> None:
     with Home(launch.node.home or default_home()) as home:
         log_to(home.subfolder("logs") / LOG_NAME)
-        engine = ensure_engine()
+        engine = ensure_engine() if launch.lend or launch.serve else None
         view = choose_view(log_format)
         node = Node(
             home, launch.node, lend=launch.lend, serve=launch.serve, engine=engine, emit=view.emit

@@ -20,7 +20,7 @@ from tunnels.relay_caps import Standing
 async def apart(
     folder: Path, carries: Carries = Carries.TRAFFIC, *, udp: bool = False
 ) -> AsyncIterator[tuple[World, Party, Party, Party]]:
-    """rita, who can be dialled; ann and ben, who can dial only, and without `udp` over TCP alone."""
+    """rita, who can be dialled; ann and ben, who can dial only, without `udp` over TCP alone."""
     async with world_of_parties() as world, AsyncExitStack() as stack:
         hosts = [world.host(f"11.0.0.{n}") for n in (9, 1, 2)]
         world.hidden = {"11.0.0.1", "11.0.0.2"}
