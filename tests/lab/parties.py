@@ -23,7 +23,6 @@ from meshnode.ledger import Ledger
 from meshnode.membership import Membership
 from meshnode.messages import MessageStream
 from meshnode.state import Home
-from meshnode.whereabouts import Whereabouts
 from tests.lab.datagrams import FakeHost, World
 from tunnels import Endpoint, Identity, PeerId, Session, Stream
 from tunnels.relay import Carries
@@ -82,9 +81,6 @@ class Party:
 
     def run_connections(self) -> None:
         self.nursery.start_soon(self.connections.run, ())
-        kept = self.connections
-        whereabouts = Whereabouts(self.endpoint, kept.introduced, kept.show_again)
-        self.nursery.start_soon(whereabouts.run)
 
     def tells(self) -> list[tuple[object, object]]:
         """Who came and went, as its user was told."""

@@ -10,10 +10,19 @@ import trio
 
 from discovery.grants import Role
 from discovery.token import encode, parse_untrusted
+from meshnode.whereabouts import Whereabouts
 from tests.lab.datagrams import World
 from tests.lab.parties import Party, party, run_all, world_of_parties
 from tunnels.relay import Carries
 from tunnels.relay_caps import Standing
+
+
+def run(*nodes: Party) -> None:
+    run_all(*nodes)
+    for node in nodes:
+        kept = node.connections
+        whereabouts = Whereabouts(node.endpoint, kept.introduced, kept.show_again)
+        node.nursery.start_soon(whereabouts.run)
 
 
 @asynccontextmanager
@@ -30,7 +39,7 @@ async def apart(
             await stack.enter_async_context(party(folder, host, name))
             for host, name in zip(hosts[1:], ("ann", "ben"), strict=True)
         ]
-        run_all(rita, ann, ben)
+        run(rita, ann, ben)
         yield world, rita, ann, ben
 
 
@@ -101,7 +110,7 @@ async def test_a_relay_that_restarts_is_used_again_within_seconds(
         assert not ann.knows(ben)
         host = world.host("11.0.0.9")
         async with party(tmp_path, host, "rita", carries=Carries.TRAFFIC) as again:
-            run_all(again)
+            run(again)
             await trio.sleep(40)
             assert ann.endpoint.relaying.reservations()
             assert ann.knows(ben)
@@ -130,7 +139,7 @@ async def test_a_member_by_the_role_of_a_relay_carries_for_the_others(
         rhea = await stack.enter_async_context(
             party(tmp_path, world.host("11.0.0.8"), "rhea", carries=Carries.TRAFFIC)
         )
-        run_all(founder, rhea)
+        run(founder, rhea)
         await rhea.connections.join(founder.invite(Role.RELAY))
         assert rhea.membership.role_in(founder.mesh) is Role.RELAY
         for one in (ann, ben):
