@@ -19,7 +19,7 @@ from tests.netlab.seen import Seen, load, save, summed, times
 from tests.netlab.servers import can_run
 from tests.netlab.stations import open_stations
 from tests.netlab.topology import Internet
-from tests.netlab.tries import try_cells
+from tests.netlab.tries import Try, try_cells
 
 
 def main() -> int:
@@ -48,11 +48,6 @@ def main() -> int:
     bad = [cell.name for cell in cells if not seen[cell.name].is_good(cell)]
     print(f"{len(cells) - len(bad)} of {len(cells)} cells as expected", end="")
     print(f", in {time.monotonic() - began_s:.0f} s")
-    if options.write:
-        known = {**load(), **seen}
-        save(known)
-        report.write(known)
-        print(f"written: docs/{report.PAGE.name}")
     return 1 if bad else 0
 
 
@@ -62,16 +57,19 @@ async def run(net: Internet, cells: list[Cell], options: argparse.Namespace) -> 
     def count(cell: Cell) -> int:
         return int(options.named if cell.name in NAMED else options.tries)
 
+    def tell(cell: Cell, tries: list[Try]) -> None:
+        seen[cell.name] = summed(cell, tries)
+        _show(cell, seen[cell.name])
+        if options.write:  # as it goes: a whole run takes an hour
+            known[cell.name] = seen[cell.name]
+            save(known)
+            report.write(known)
+
+    known, seen = load(), dict[str, Seen]()
     with tempfile.TemporaryDirectory(prefix="mesh-netlab-") as scratch:
         async with open_stations(net, Path(options.logs or scratch)) as stations:
-            tried = await try_cells(
-                stations,
-                cells,
-                count,
-                options.at_once,
-                lambda cell, tries: _show(cell, summed(cell, tries)),
-            )
-    return {name: summed(CELLS[name], tries) for name, tries in tried.items()}
+            await try_cells(stations, cells, count, options.at_once, tell)
+    return seen
 
 
 def _show(cell: Cell, one: Seen) -> None:
