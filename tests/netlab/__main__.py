@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -39,6 +40,7 @@ def main() -> int:
         print("no cell has such a name")
         return 2
     began_s = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave nothing behind
     net = Internet()
     try:
         net.lay()
