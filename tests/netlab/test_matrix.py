@@ -19,12 +19,22 @@ pytestmark = pytest.mark.netlab
 
 AT_ONCE = 3
 FAST = (
+    # by the token alone, and with the reply code
     "open-home",
-    "full-home",
     "full-sym",
-    "broken4-open",
+    "upnp-sym",
     "broken4-ipv6",
     "lan",
+    "guest-hairpin",
+    "home-home",
+    "sym-home",
+    # with a relay
+    "home-home+relay",
+    "home-sym+relay",
+    "stealth-stealth+relay",
+    "ipv6-ipv6+relay",
+    "sym-sym+relay",
+    "blocked-home+relay",
 )
 
 
