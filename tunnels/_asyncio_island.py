@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 class Island:
     """I run coroutines for aiortc, from the first one on until my nursery ends.
 
-    Methods are for trio's thread, unless they say that they are for the island's.
+    Methods are for trio's thread, unless they say that they are for the island's. at_end: called
+    there when the nursery has ended; what they spawn as goodbyes is waited for.
     """
 
     def __init__(self, nursery: trio.Nursery) -> None:
@@ -41,6 +42,8 @@ class Island:
         self._stop: asyncio.Event | None = None
         self._over = False
         self._starting = trio.Lock()
+        self.at_end: set[Callable[[], object]] = set()
+        self._takes_tasks = True
         self._goodbyes: set[asyncio.Task[Any]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._for_island: deque[Callable[[], object]] = deque()
@@ -95,6 +98,9 @@ class Island:
 
     def spawn(self, coroutine: Coroutine[Any, Any, object], *, is_goodbye: bool = False) -> None:
         """A task of its own; the island waits for a goodbye before it ends, GOODBYE_S at most."""
+        if not self._takes_tasks:
+            coroutine.close()
+            return
         task = asyncio.get_running_loop().create_task(coroutine)
         kept = self._goodbyes if is_goodbye else self._tasks
         kept.add(task)
@@ -127,8 +133,11 @@ class Island:
         ready(loop, stop)
         await stop.wait()
         self._do_calls()
+        for say_goodbye in list(self.at_end):
+            say_goodbye()
         if self._goodbyes:
             await asyncio.wait(set(self._goodbyes), timeout=GOODBYE_S)
+        self._takes_tasks = False
 
     # --- the thread ---------------------------------------------------------------------
 
@@ -165,6 +174,7 @@ class Island:
                 await begun.wait()
                 self.call(self._end)
                 await ended.wait()
+                thread.join(GIVE_UP_S)  # telling that was its last act
             self._over = True
 
     def _end(self) -> None:

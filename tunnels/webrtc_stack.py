@@ -161,6 +161,7 @@ class Stack:
         self._over = False
         self._last_number = 0 if role is Role.DIALLER else 1  # 0 is the words'
         ice.is_deaf = self._is_deaf
+        island.at_end.add(self._at_end)
 
     @property
     def fingerprint(self) -> bytes:
@@ -211,6 +212,9 @@ class Stack:
             self._over = True
             words = bytes([code]) + reason.encode("utf-8")
             self.island.spawn(self._leave(words[:MAX_WORDS_BYTES]), is_goodbye=True)
+
+    def _at_end(self) -> None:
+        self.leave(CloseCode.LINK_OVER, "the node is stopping")
 
     # --- for channels -------------------------------------------------------------------
 
@@ -273,9 +277,11 @@ class Stack:
     def _on_state(self, established: bool) -> None:
         self._established.set()
         if not established:
+            self._idle.set()  # nothing more is heard: no goodbye need wait
             self._gone(CloseCode.LOST, "the connection was closed", by_peer=True)
 
     def _on_dtls_end(self) -> None:
+        self._idle.set()
         self._gone(CloseCode.LOST, "the connection was closed", by_peer=True)
 
     def _gone(self, code: CloseCode, reason: str, by_peer: bool) -> None:
@@ -315,6 +321,7 @@ class Stack:
         await self._tear_down()
 
     async def _tear_down(self) -> None:
+        self.island.at_end.discard(self._at_end)
         if self._sctp is not None:
             await self._sctp.stop()
         if self._dtls is not None:

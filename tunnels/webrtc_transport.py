@@ -203,6 +203,12 @@ class WebRtcTransport:
 
         stack, ours = await self._island.run(begin)
         link = WebRtcLink(stack, role, self._budget.share(peer))
+        if not ours.places:
+            link.close(CloseCode.REFUSED, "nowhere to be met")
+            raise LinkClosed(
+                "this node has no address to be met at: no network is up, or the TURN server did "
+                "not answer, or refused its user and password"
+            )
         return Meeting(link, self._island, ours, key)
 
     async def _hear(self, peer: PeerId, meeting: Meeting, theirs: Description) -> None:
