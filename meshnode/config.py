@@ -15,6 +15,7 @@ from pathlib import Path
 from discovery.token import Token
 from meshnode.errors import UsageError
 from tunnels.stun import DEFAULT_PORT, Server
+from tunnels.turn import TurnServer
 
 DEFAULT_HTTP_PORT = 8090
 DEFAULT_HTTP = f"127.0.0.1:{DEFAULT_HTTP_PORT}"
@@ -76,6 +77,7 @@ class NodeConfig:
     tcp_port: int | None = None  # a second one, for networks that let out nothing else
     portmap: bool = True  # the router is asked to forward our port
     stun: tuple[Server, ...] = ()  # asked, beside members, how this node looks from outside
+    turn: TurnServer | None = None  # carries WebRTC links where nothing else gets through
     offline: bool = False  # no packet leaves the networks that this machine is in
 
 

@@ -50,6 +50,7 @@ from tunnels.link import LINK_KINDS
 from tunnels.network import HostNetwork
 from tunnels.offline import NearNetwork
 from tunnels.relay import Carries
+from tunnels.turn import IceServers
 
 FIRST_LOOK_S = 1.5
 """How long the first invite waits for servers and the router to say how we look from outside."""
@@ -84,6 +85,7 @@ class Node:
             network=network,
             transports=config.transports or tuple(LINK_KINDS),
             stun=None if config.offline else config.stun,
+            ice=IceServers(turn=None if config.offline else config.turn),
             is_introductory=(OPEN_TO_ALL | OPEN_TO_MEMBERS).__contains__,
             carries=Carries.TRAFFIC if config.relays else Carries.INTRODUCTIONS,
             tcp_port=config.tcp_port,

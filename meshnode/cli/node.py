@@ -16,11 +16,13 @@ from meshnode.cli.logs import LOG_NAME, log_to
 from meshnode.cli.prompt import DEFAULT_ACCEPT_WAIT_S, follow_pasted_codes, is_at_terminal
 from meshnode.cli.settings import (
     DEFAULT_HTTP,
+    TURN_PASSWORD_VARIABLE,
     Invocation,
     home_option,
     offline_option,
     portmap_option,
     read_settings,
+    read_turn,
     stun_option,
 )
 from meshnode.cli.signals import run_until_signal
@@ -69,6 +71,16 @@ def _common_options(command: _Command) -> _Command:
             help="Announce this node on the local network, and find members there.",
         ),
         stun_option,
+        click.option(
+            "--turn",
+            metavar="turn:HOST:PORT,USER",
+            help="A TURN server for WebRTC links; ?transport=udp, tcp or tls before the user.",
+        ),
+        click.option(
+            "--turn-password-file",
+            type=folder,
+            help=f"Holds the password for --turn (default: ${TURN_PASSWORD_VARIABLE}).",
+        ),
         offline_option,
         click.option(
             "--wait-accept",
@@ -206,6 +218,7 @@ def _node_config(
         tcp_port=options["tcp"],
         portmap=options["portmap"],
         stun=parse_servers(options["stun"]),
+        turn=read_turn(options["turn"], options["turn_password_file"]),
         offline=options["offline"],
     )
     return config, bare_rpc

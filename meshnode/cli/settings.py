@@ -17,11 +17,14 @@ import click
 from discovery.token import BadToken, Token, parse_untrusted
 from meshnode.config import DEFAULT_STUN, Address, ServeConfig, parse_address
 from meshnode.errors import AccessError, UsageError
+from tunnels.turn import TurnServer, parse_turn
 
 MAX_TOKEN_FILE_BYTES = 64 * 1024
 JOIN_VARIABLE = "MESH_JOIN"
 OFFLINE_VARIABLE = "MESH_OFFLINE"
 """Set to 1, it is `--offline` for every node that is started."""
+TURN_PASSWORD_VARIABLE = "MESH_TURN_PASSWORD"  # noqa: S105 - its name
+MAX_PASSWORD_FILE_BYTES = 4096
 DEFAULT_HTTP = str(ServeConfig.http)
 
 
@@ -130,6 +133,25 @@ def _read_token_file(path: Path) -> str:
             return file.read(MAX_TOKEN_FILE_BYTES)
     except OSError as error:
         raise AccessError(f"the token file {path} cannot be read: {error.strerror}") from None
+
+
+def read_turn(text: str | None, password_file: Path | None) -> TurnServer | None:
+    """What --turn names. A password in the environment is taken out of it: what this node starts
+    shall not inherit it. Raises UsageError, AccessError."""
+    password = os.environ.pop(TURN_PASSWORD_VARIABLE, "")
+    if text is None:
+        return None
+    if password_file is not None:
+        try:
+            with password_file.open("r", encoding="utf-8", errors="replace") as file:
+                password = file.read(MAX_PASSWORD_FILE_BYTES)
+        except OSError as error:
+            raise AccessError(f"{password_file} cannot be read: {error.strerror}") from None
+    try:
+        return parse_turn(text, password.strip())
+    except ValueError as error:
+        remedy = "" if password else f"; set {TURN_PASSWORD_VARIABLE}, or --turn-password-file"
+        raise UsageError(f"--turn: {error}{remedy}") from None
 
 
 def _read_stdin_token() -> str:
