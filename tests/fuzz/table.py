@@ -11,13 +11,14 @@ from tests.fuzz import (
     probe_parsers,
     quic_parsers,
     tunnels_parsers,
+    webrtc_parsers,
 )
 from tests.fuzz.parser import Parser
 
 PARSERS: dict[str, Parser] = {
     parser.name: parser
     for module in (
-        *(tunnels_parsers, probe_parsers, quic_parsers),
+        *(tunnels_parsers, probe_parsers, quic_parsers, webrtc_parsers),
         *(discovery_parsers, mdns_parsers, portmap_parsers),
         *(members_parsers, meshnode_parsers),
     )
