@@ -143,7 +143,8 @@ async def test_a_member_outside_dials_a_node_behind_a_router_by_its_token(
 
     def node(name: str, where: Any, *arguments: str) -> Any:
         return open_node(
-            *("worker", "--threads", "1", "--no-mdns", *arguments),
+            *("worker", "--threads", "1", "--no-mdns", "--no-offline", "--stun", "none"),
+            *arguments,
             name=name,
             home=tmp_path / name,
             log_folder=tmp_path,
