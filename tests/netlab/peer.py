@@ -90,7 +90,11 @@ class Peer:
     async def _reserve(self, endpoint: Endpoint, relay: dict[str, Any]) -> None:
         places = _candidates(relay)
         session = await endpoint.connect(parse_peer_id_untrusted(relay["peer"]), places)
-        await self._inside.start(endpoint.relaying.reserve, session, places)
+        agreed = trio.Event()
+        self._inside.start_soon(
+            endpoint.relaying.reserve, session, places, lambda _reservation: agreed.set()
+        )
+        await agreed.wait()
 
     async def stop(self) -> dict[str, Any]:
         """It has ended already, as before every start."""
