@@ -13,7 +13,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.lab.datagrams import FakeHost, FakeSocket, World
+from tests.lab.datagrams import FakeSocket, World
+from tests.lab.nats import Internet, Kind, Router
 from tests.lab.nodes import start_node
 from tunnels import outside
 from tunnels.binding import Address
@@ -26,65 +27,30 @@ from tunnels.stun_port import StunPort
 from tunnels.udp import Unreachable
 
 HOME, HOME6 = "192.168.1.2", "2001:db8:1::2"
-WAN, WAN6 = "11.0.0.1", "2001:db8:ffff::1"
+WAN = "11.0.0.1"
 PORT = 4433
 STUN_PORT = 3478
 A, B, C = "11.0.1.1", "11.0.1.2", "11.0.1.3"
 A6, B6 = "2001:db8:a::1", "2001:db8:b::1"
 
 
-class NatSocket:
-    """A socket at home, and its mappings at the router's outside addresses."""
+def router(nat: str, *, keeps_port: bool = True) -> Router:
+    """Of the NAT kind as a user would name it."""
+    kind = {"easy": Kind.PORT_RESTRICTED, "hard": Kind.SYMMETRIC}.get(nat, Kind.FIREWALL)
+    made = Router(WAN, kind, blocks_udp=nat == "blocked")
+    if not keeps_port:
+        made.rebind()
+    return made
 
-    def __init__(self, world: World, nursery: trio.Nursery, kind: str, keeps_port: bool) -> None:
-        self.local: Address = ("::", PORT)
+
+class Everywhere:
+    """A socket bound to every address of its machine."""
+
+    def __init__(self, socket: FakeSocket) -> None:
+        self.local = ("::", PORT)
         self.on_unreachable: Unreachable | None = None
-        self.kind = kind
-        self._world = world
-        self._nursery = nursery
-        self._keeps_port = keeps_port
-        self._mappings: dict[object, FakeSocket] = {}
-        self._send, self._receive = trio.open_memory_channel[tuple[bytes, Address]](1000)
-
-    def send(self, datagrams: Sequence[bytes], to: Address) -> None:
-        if self.kind != "blocked":
-            self._mapping(to).send(datagrams, to)
-
-    async def receive(self) -> Sequence[tuple[bytes, Address]]:
-        return [await self._receive.receive()]
-
-    async def flush(self) -> None:
-        await trio.sleep_forever()
-
-    def close(self) -> None:
-        pass
-
-    def forget(self) -> None:
-        """As a router does that was restarted."""
-        for mapping in self._mappings.values():
-            mapping.close()
-        self._mappings.clear()
-        self._keeps_port = False
-
-    def _mapping(self, to: Address) -> FakeSocket:
-        wan = WAN6 if ":" in to[0] else WAN
-        key = (wan, to if self.kind == "hard" else None)
-        if key not in self._mappings:
-            port = PORT if self._keeps_port and self.kind != "hard" else 0
-            if self.kind == "none":
-                wan = HOME6 if ":" in to[0] else HOME
-                port = PORT
-            self._mappings[key] = self._world.bind((wan, port))
-            self._nursery.start_soon(self._bring_in, self._mappings[key])
-        return self._mappings[key]
-
-    async def _bring_in(self, mapping: FakeSocket) -> None:
-        try:
-            while True:
-                for one in await mapping.receive():
-                    self._send.send_nowait(one)
-        except trio.ClosedResourceError:
-            pass
+        self.send, self.receive = socket.send, socket.receive
+        self.flush, self.close = socket.flush, socket.close
 
 
 class View(OutsideView):
@@ -102,10 +68,14 @@ class View(OutsideView):
 
 @dataclass
 class Lab:
-    world: World
+    internet: Internet
     nursery: trio.Nursery
     names: dict[str, Sequence[Address]] = field(default_factory=dict)
     slow_names: frozenset[str] = frozenset()
+
+    @property
+    def world(self) -> World:
+        return self.internet.world
 
     async def resolve(self, server: Server) -> Sequence[Address]:
         if server.host in self.slow_names:
@@ -114,7 +84,7 @@ class Lab:
 
     def add_server(self, host: str, says: Address | None = None) -> None:
         """A node that answers, with the truth or with what it `says`."""
-        socket = SharedSocket(self.world.bind((host, STUN_PORT)))
+        socket = SharedSocket(self.internet.host(host).bind(None, STUN_PORT))
 
         def lie(datagram: bytes, sender: Address) -> None:
             assert says is not None
@@ -128,27 +98,27 @@ class Lab:
 
     def view(
         self,
-        kind: str,
+        nat: str,
         servers: Collection[str] | None,
         *,
         keeps_port: bool = True,
-        own: Sequence[str] = (HOME, HOME6),
+        own: Sequence[str] = (HOME,),
         peers: Sequence[Address] = (),
         near: str | None = None,
-    ) -> tuple[View, NatSocket]:
-        """A node behind a NAT of this kind, running."""
-        nat = NatSocket(self.world, self.nursery, kind, keeps_port)
-        shared = SharedSocket(nat)
-        asked = None if servers is None else [Server(host, STUN_PORT) for host in servers]
-        host = FakeHost(self.world, list(own), near)
+    ) -> tuple[View, Router]:
+        """A node behind a router, running."""
+        before = router(nat, keeps_port=keeps_port)
+        host = self.internet.host(*own, behind=self.internet.network(before), near=near)
+        shared = SharedSocket(Everywhere(host.bind(None, PORT)))
+        asked = None if servers is None else [Server(one, STUN_PORT) for one in servers]
         view = View(host, asked, lambda: peers, resolve=self.resolve)
         self.nursery.start_soon(shared.run)
         self.nursery.start_soon(view.run, shared)
-        return view, nat
+        return view, before
 
-    def asked_at(self, host: str) -> int:
-        """How many questions came to a server since the last call."""
-        count = sum(to == (host, STUN_PORT) for to, _ in self.world.log)
+    def asked_at(self, *hosts: str) -> int:
+        """How many questions came to these servers since the last call."""
+        count = sum(to[0] in hosts and to[1] == STUN_PORT for to, _ in self.world.log)
         self.world.log.clear()
         return count
 
@@ -160,7 +130,7 @@ async def lab() -> AsyncIterator[Lab]:
             world = World()
             world.record = True
             nursery.start_soon(world.run)
-            yield Lab(world, nursery)
+            yield Lab(Internet(world), nursery)
             nursery.cancel_scope.cancel()
 
 
@@ -192,19 +162,19 @@ async def test_ipv4_and_ipv6_are_looked_at_apart(autojump_clock: trio.testing.Mo
     async with lab() as world:
         for host in (A, B, A6):
             world.add_server(host)
-        view, _ = world.view("easy", [A, B, A6], keeps_port=False)
+        view, _ = world.view("easy", [A, B, A6], keeps_port=False, own=(HOME, HOME6))
         await view.checked.wait()
         assert view.facts(4).kind is NatKind.EASY
         assert view.facts(4).keeps_port is False
-        assert view.facts(6).kind is NatKind.UNKNOWN, "one server's word"
-        assert [one.host for one in view.candidates()] == [WAN, WAN6]
+        assert view.facts(6).kind is NatKind.NONE
+        assert [one.host for one in view.candidates()] == [WAN]
 
 
 async def test_a_machine_without_ipv6_asks_nobody_there(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with lab() as world:
-        view, _ = world.view("blocked", [A6, B6], own=[HOME])
+        view, _ = world.view("blocked", [A6, B6])
         await view.checked.wait()
         assert view.facts(6).kind is NatKind.UNKNOWN
         assert view.facts(6).asked == 0
@@ -271,11 +241,11 @@ async def test_where_there_is_nothing_to_keep_open_nothing_is_sent(
         world.add_server(B)
         view, _ = world.view(kind, [A, B])
         await view.checked.wait()
-        world.asked_at(A)
+        world.asked_at(A, B)
         await trio.sleep(CHECK_S - 1)
-        assert world.asked_at(A) == 0
+        assert world.asked_at(A, B) == 0
         await trio.sleep(2)
-        assert world.asked_at(A) == 1
+        assert world.asked_at(A, B) == 2
 
 
 async def test_a_router_that_forgot_us_is_noticed(autojump_clock: trio.testing.MockClock) -> None:
@@ -286,7 +256,7 @@ async def test_a_router_that_forgot_us_is_noticed(autojump_clock: trio.testing.M
         await view.checked.wait()
         (before,) = view.candidates()
         changed, since_s = view.changed, trio.current_time()
-        nat.forget()
+        nat.rebind()
         await changed.wait()
         (after,) = view.candidates()
         assert after.host == before.host
@@ -300,7 +270,7 @@ async def test_another_network_is_looked_at_at_once(autojump_clock: trio.testing
         world.add_server(B)
         view, nat = world.view("easy", [A, B])
         await view.checked.wait()
-        nat.kind, changed, since_s = "hard", view.changed, trio.current_time()
+        nat.kind, changed, since_s = Kind.SYMMETRIC, view.changed, trio.current_time()
         view.check_now()
         await changed.wait()
         assert view.facts(4).kind is NatKind.HARD
@@ -313,9 +283,10 @@ async def test_while_nobody_answers_they_are_asked_again_soon(
     async with lab() as world:
         world.add_server(A)
         world.add_server(B)
-        view, nat = world.view("blocked", [A, B])
+        view, nat = world.view("easy", [A, B])
+        nat.blocks_udp = True
         await view.checked.wait()
-        nat.kind, changed, since_s = "easy", view.changed, trio.current_time()
+        nat.blocks_udp, changed, since_s = False, view.changed, trio.current_time()
         await changed.wait()
         assert view.facts(4).kind is NatKind.EASY
         assert trio.current_time() - since_s <= outside.CHECK_AGAIN_S + 1
@@ -369,6 +340,23 @@ async def test_a_name_that_is_lost_is_asked_where_it_was(
         assert view.facts(4).answered == 1
 
 
+async def test_another_network_may_give_a_name_another_address(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with lab() as world:
+        world.add_server(A)
+        world.add_server(B)
+        world.names = {"good.example": [(A, STUN_PORT)]}
+        view, _ = world.view("easy", ["good.example"])
+        await view.checked.wait()
+        world.names = {"good.example": [(B, STUN_PORT)]}
+        await trio.sleep(CHECK_S + 1)
+        assert list(view.answers) == [(A, STUN_PORT)], "it is not looked up each time"
+        view.check_now()
+        await trio.sleep(1)
+        assert list(view.answers) == [(B, STUN_PORT)]
+
+
 async def test_members_that_are_not_on_our_network_tell_us_too(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -407,7 +395,7 @@ async def test_who_asks_nobody_answers_all_the_same(autojump_clock: trio.testing
         view, _ = world.view("easy", [A])
         await view.checked.wait()
         assert view.facts(4).answered == 1
-        silent, _ = world.view("blocked", None)
+        silent, _ = world.view("easy", None, own=("192.168.1.3",))
         await silent.checked.wait()
         assert silent.answers == {}
 
@@ -418,10 +406,10 @@ async def test_noise_is_no_answer(autojump_clock: trio.testing.MockClock) -> Non
         await trio.sleep(0.01)
         (question,) = {data for to, data in world.world.log if to == (A, STUN_PORT)}
         forged = encode(Success(question[8:20], ("11.66.66.66", 666)))
-        world.world.inject(forged, (B, STUN_PORT), (WAN, PORT))
-        world.world.inject(forged[:-1], (A, STUN_PORT), (WAN, PORT))
-        world.world.inject(b"\0\1" + forged[2:], (A, STUN_PORT), (WAN, PORT))
-        world.world.inject(encode(Success(bytes(12), (B, 1))), (A, STUN_PORT), (WAN, PORT))
+        world.world.inject(forged, (B, STUN_PORT), (HOME, PORT))
+        world.world.inject(forged[:-1], (A, STUN_PORT), (HOME, PORT))
+        world.world.inject(b"\0\1" + forged[2:], (A, STUN_PORT), (HOME, PORT))
+        world.world.inject(encode(Success(bytes(12), (B, 1))), (A, STUN_PORT), (HOME, PORT))
         await view.checked.wait()
         assert view.facts(4).mapped == ()
 
@@ -431,7 +419,7 @@ async def test_a_question_given_up_by_its_asker_is_forgotten(
 ) -> None:
     async with lab() as world:
         world.add_server(A)
-        socket = SharedSocket(world.world.bind((HOME, PORT)))
+        socket = SharedSocket(world.internet.host(HOME).bind(None, PORT))
         port = StunPort(socket)
         world.nursery.start_soon(socket.run)
         world.nursery.start_soon(port.run)
@@ -454,23 +442,14 @@ async def test_a_network_that_changes_while_we_look_is_looked_at_again(
     async with lab() as world:
         world.add_server(A)
         world.add_server(B)
-        view, nat = world.view("blocked", [A, B])
+        view, nat = world.view("easy", [A, B])
+        nat.blocks_udp = True
         await trio.sleep(1)
-        nat.kind = "easy"
+        nat.blocks_udp = False
         view.check_now()
         await view.checked.wait()
         await trio.sleep(1)
         assert view.facts(4).kind is NatKind.EASY
-
-
-@dataclass
-class NatHost(FakeHost):
-    """A machine at home: all its datagrams go through the router."""
-
-    nat: NatSocket | None = None
-
-    def bind(self, host: str | None, port: int) -> Any:
-        return self.nat
 
 
 async def test_a_node_behind_a_nat_tells_where_it_is_seen(
@@ -478,12 +457,12 @@ async def test_a_node_behind_a_nat_tells_where_it_is_seen(
 ) -> None:
     async with lab() as world:
         peers = [
-            await start_node(world.nursery, world.world.host(host), name)
+            await start_node(world.nursery, world.internet.host(host), name)
             for host, name in ((A, "anna"), (B, "bert"))
         ]
-        nat = NatSocket(world.world, world.nursery, "easy", True)
-        home = NatHost(world.world, [HOME], nat=nat)
-        node = (await start_node(world.nursery, home, "node", stun=())).endpoint
+        home = world.internet.host(HOME, behind=world.internet.network(router("easy")))
+        started = await start_node(world.nursery, home, "node", port=PORT, stun=())
+        node = started.endpoint
         for peer in peers:
             await node.connect(peer.endpoint.peer, peer.endpoint.candidates())
         await node.candidates_changed.wait()
