@@ -54,17 +54,36 @@ def mesh(host: Namespace, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @asynccontextmanager
-async def worker_on(host: Namespace, folder: Path) -> AsyncIterator[tuple[NodeProcess, Path]]:
-    """It, and the file with its token."""
+async def relay_on(host: Namespace, folder: Path) -> AsyncIterator[Path]:
+    """The file with its token."""
     async with open_node(
-        *("worker", "--no-mdns", "--threads", "1", *ASK_STUN),
+        *("relay", "--no-mdns", "--no-offline", "--stun", "none", "--no-portmap", "--tcp", "443"),
+        name="relay",
+        home=folder / "relay",
+        log_folder=folder,
+        prefix=host.prefix,
+    ) as node:
+        yield write_token(folder / "relay-token", invite_token(await node.wait_event("invite")))
+
+
+@asynccontextmanager
+async def worker_on(
+    host: Namespace, folder: Path, token: Path | None = None
+) -> AsyncIterator[Path]:
+    """The file with its token, where it has not joined by another's."""
+    join = () if token is None else ("--join-file", str(token))
+    async with open_node(
+        *("worker", "--no-mdns", "--no-portmap", "--threads", "1", *ASK_STUN, *join),
         name="worker",
         home=folder / "worker",
         log_folder=folder,
         prefix=host.prefix,
     ) as node:
-        token = invite_token(await node.wait_event("invite"))
-        yield node, write_token(folder / "token", token)
+        if token is None:
+            token = write_token(folder / "token", invite_token(await node.wait_event("invite")))
+        else:
+            await node.wait_event("peer")
+        yield token
 
 
 @asynccontextmanager
@@ -72,7 +91,8 @@ async def server_on(
     host: Namespace, folder: Path, token: Path, *options: str
 ) -> AsyncIterator[NodeProcess]:
     async with open_node(
-        *("serve", "--no-mdns", "--threads", "1", *ASK_STUN, "--join-file", str(token)),
+        *("serve", "--no-mdns", "--no-portmap", "--threads", "1", *ASK_STUN),
+        *("--join-file", str(token)),
         *("--layers", "local=0:3,worker=4:output", *options),
         name="orchestrator",
         home=folder / "orchestrator",
@@ -84,24 +104,69 @@ async def server_on(
 
 
 async def answers_over(node: NodeProcess, host: Namespace, kind: str) -> None:
-    """The model answers, and the worker is reached over this kind of link."""
+    """The model answers, and the worker is reached over this kind of link, by then or soon."""
     url = (await node.wait_event("ready", timeout_s=300))["url"]
     answer = await trio.to_thread.run_sync(ask, host, f"{url}/v1/chat/completions", BODY)
     assert answer["choices"][0]["message"]["content"]
+    if await link_to_worker(host, url) != kind:
+        await node.wait_event("path", containing=f"over {kind}")
+
+
+async def link_to_worker(host: Namespace, url: str) -> str:
     status = await trio.to_thread.run_sync(ask, host, f"{url}/api/v1/status")
-    assert [peer["link"] for peer in status["peers"]] == [kind]
+    (link,) = (peer["link"] for peer in status["peers"] if peer["name"] == "worker")
+    return str(link)
+
+
+async def accept(reply: dict[str, Any], host: Namespace, home: Path) -> None:
+    """What the joiner printed is typed on the other machine."""
+    command, *code = str(reply["line"]).removeprefix("mesh ").split()
+    done = await trio.to_thread.run_sync(lambda: mesh(host, command, *code, "--home", str(home)))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "it joins now" in done.stdout
 
 
 async def test_both_behind_routers_and_no_relay(net: Internet, tmp_path: Path) -> None:
     here, there = net.site("home"), net.site("home")
     async with (
-        worker_on(there.host, tmp_path) as (_, token),
+        worker_on(there.host, tmp_path) as token,
         server_on(here.host, tmp_path, token, "--wait-accept", "5m") as server,
     ):
-        line = (await server.wait_event("reply"))["line"]
-        command, *code = str(line).removeprefix("mesh ").split()
-        home = ("--home", str(tmp_path / "worker"))
-        done = await trio.to_thread.run_sync(lambda: mesh(there.host, command, *code, *home))
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "it joins now" in done.stdout
+        await accept(await server.wait_event("reply"), there.host, tmp_path / "worker")
+        await answers_over(server, here.host, "quic")
+
+
+async def test_both_behind_routers_with_a_relay(net: Internet, tmp_path: Path) -> None:
+    """It brings them together; then they have a way of their own."""
+    here, there = net.site("home"), net.site("home")
+    async with (
+        relay_on(net.relay, tmp_path) as token,
+        worker_on(there.host, tmp_path, token),
+        server_on(here.host, tmp_path, token) as server,
+    ):
+        await answers_over(server, here.host, "quic")
+
+
+async def test_where_only_web_pages_are_let_out_the_relay_carries(
+    net: Internet, tmp_path: Path
+) -> None:
+    here, there = net.site("blocked"), net.site("home")
+    async with (
+        relay_on(net.relay, tmp_path) as token,
+        worker_on(there.host, tmp_path, token),
+        server_on(here.host, tmp_path, token) as server,
+    ):
+        await answers_over(server, here.host, "relay")
+
+
+@pytest.mark.parametrize("lends", ["open", "home"])
+async def test_one_behind_a_router(net: Internet, tmp_path: Path, lends: str) -> None:
+    """Whoever prints the token."""
+    there, here = (net.site(kind) for kind in (lends, "home" if lends == "open" else "open"))
+    async with (
+        worker_on(there.host, tmp_path) as token,
+        server_on(here.host, tmp_path, token, "--wait-accept", "5m") as server,
+    ):
+        if lends == "home":
+            await accept(await server.wait_event("reply"), there.host, tmp_path / "worker")
         await answers_over(server, here.host, "quic")
