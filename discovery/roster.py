@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from discovery.distances import STEPS, TAG_BYTES, Distance
 from discovery.grants import Sign
 from tunnels.errors import BadFrame
 from tunnels.identity import verify
@@ -24,14 +25,19 @@ from tunnels.peer import Candidate, PeerId, parse_peer_id_untrusted
 
 MEMBER_LIFETIME_S = 30 * 24 * 3600
 """A member unheard of for this long is dropped; its grant still lets it come back."""
-MAX_MEMBERS = 1000
-"""Of more, the ones heard longest ago are dropped: a roster is dialled through and kept on disk."""
+MAX_MEMBERS = 2048
+"""Of more, the ones heard longest ago are dropped: a roster is kept in memory and on disk."""
 MAX_HEARSAY = MAX_MEMBERS // 2
 """Of so many, nobody new is taken from others' words: those would push out whom we have met."""
-MEMBER_LABEL = "mesh member 1"
+MEMBER_LABEL = "mesh member 2"
 MAX_NAME_CHARS = 64
 MAX_CANDIDATES = 32
-MAX_PAYLOAD_BYTES = 256 * 1024
+MAX_PAYLOAD_BYTES = 512
+MAX_ROLES = 8
+MAX_ROLE_CHARS = 16
+MAX_DISTANCES = 16
+MAX_BODY_BYTES = 6 * 1024
+"""Of a record without its grant: every member keeps and passes on those of all others."""
 
 _FORMAT = 1
 _T = TypeVar("_T", str, int)
@@ -43,7 +49,10 @@ class BadRosterState(Exception):
 
 @dataclass(frozen=True)
 class Member:
-    """One member's newest word about itself. `last_seen` is ours, in unix seconds."""
+    """One member's newest word about itself. `last_seen` is ours, in unix seconds.
+
+    roles: what it does at present, within what its grant allows. distances: to others, coarse.
+    """
 
     peer: PeerId
     name: str
@@ -52,6 +61,8 @@ class Member:
     seq: int = 0
     last_seen: float = 0.0
     signature: bytes = b""
+    roles: tuple[str, ...] = ()
+    distances: tuple[Distance, ...] = ()
 
     def __post_init__(self) -> None:
         """`ValueError` for what no member may claim: it may come from anyone."""
@@ -59,17 +70,25 @@ class Member:
             raise ValueError(f"a name has 1 to {MAX_NAME_CHARS} printable characters")
         if len(self.candidates) > MAX_CANDIDATES or len(self.payload) > MAX_PAYLOAD_BYTES:
             raise ValueError("a member claims too many addresses or too large a payload")
+        if len(self.roles) > MAX_ROLES or not all(map(_is_role, self.roles)):
+            raise ValueError("a member claims too many roles, or some that are none")
+        if len(self.distances) > MAX_DISTANCES or not all(map(_is_distance, self.distances)):
+            raise ValueError("a member claims too many distances, or some that are none")
+        if len(self.body()) > MAX_BODY_BYTES:
+            raise ValueError("a member says more of itself than others pass on")
         if self.seq < 0 or not math.isfinite(self.last_seen):
             raise ValueError("a sequence number or a time out of range")
 
-    def claim(self) -> tuple[str, tuple[Candidate, ...], bytes, int]:
-        """What the member itself says: all but our own observation."""
-        return self.name, self.candidates, self.payload, self.seq
+    def claim(self) -> tuple[object, ...]:
+        """What the member itself says that is news where it changes, and its number."""
+        return self.name, self.candidates, self.payload, self.roles, self.seq
 
     def body(self) -> bytes:
         """What the member's signature covers."""
         places = [_spoken(one) for one in self.candidates]
+        distances = [[tag.hex(), step] for tag, step in self.distances]
         said = [str(self.peer), self.seq, self.name, places, self.payload.hex()]
+        said += [list(self.roles), distances]
         return json.dumps(said, ensure_ascii=True, separators=(",", ":")).encode("ascii")
 
     def signed(self, sign: Sign) -> Member:
@@ -79,6 +98,15 @@ class Member:
     def is_signed(self) -> bool:
         """Whether the member itself said so, whoever passed it on."""
         return verify(self.peer, MEMBER_LABEL, self.body(), self.signature)
+
+
+def _is_role(role: str) -> bool:
+    return 0 < len(role) <= MAX_ROLE_CHARS and role.isascii() and role.isalpha()
+
+
+def _is_distance(distance: Distance) -> bool:
+    tag, step = distance
+    return len(tag) == TAG_BYTES and 0 <= step < STEPS
 
 
 class Roster:
@@ -182,6 +210,8 @@ def _to_entry(member: Member) -> dict[str, Any]:
         "seq": member.seq,
         "last_seen": member.last_seen,
         "signature": member.signature.hex(),
+        "roles": list(member.roles),
+        "distances": [[tag.hex(), step] for tag, step in member.distances],
     }
 
 
@@ -203,6 +233,11 @@ def _from_entry(entry: Mapping[str, Any]) -> Member:
         seq=_typed(entry["seq"], int),
         last_seen=float(entry["last_seen"]),
         signature=bytes.fromhex(_typed(entry.get("signature", ""), str)),
+        roles=tuple(_typed(role, str) for role in entry.get("roles", ())),
+        distances=tuple(
+            (bytes.fromhex(_typed(tag, str)), _typed(step, int))
+            for tag, step in entry.get("distances", ())
+        ),
     )
 
 

@@ -68,7 +68,7 @@ class Connections:
         self.introductions = Introductions(membership)
         self.removal = Removal(membership, self.introductions)
         self.renewal = Renewal(membership, self._reintroduce)
-        self.hearsay = Hearsay(membership)
+        self.hearsay = Hearsay(membership, endpoint.candidates)
         self.replies = Replies(endpoint, membership.ledger, emit)
         self.reserving = Reserving(endpoint, membership)
         self._endpoint = endpoint

@@ -25,7 +25,6 @@ from discovery.revocations import Revocation
 from discovery.roster import Member
 from meshnode.errors import AccessError, BadMessage
 from meshnode.introduction import (
-    MAX_CANDIDATES,
     MAX_HELLO_GRANTS,
     MAX_PAGES,
     member_message,
@@ -127,14 +126,9 @@ class Introductions:
 
     def _hello(self, candidates: Iterable[Candidate], meshes: Iterable[bytes]) -> dict[str, Any]:
         own = [self._ledger.grant(mesh) for mesh in sorted(meshes)[:MAX_HELLO_GRANTS]]
-        word = Member(
-            peer=self._ledger.identity.peer,
-            name=self._membership.name,
-            candidates=tuple(candidates)[:MAX_CANDIDATES],
-            seq=int(self._ledger.now() * 1000),
-        )
+        word = self._membership.record.current(candidates)
         grants = [encode_grant(grant) for grant in own if grant is not None]
-        return member_message(word.signed(self._ledger.identity.sign)) | {"grants": grants}
+        return member_message(word) | {"grants": grants}
 
     def _word(self, session: Session, message: Mapping[str, Any]) -> Member:
         return parse_member_untrusted(session.peer, message, self._ledger.now())

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from discovery.digest import MAX_NUMBER
+from discovery.distances import Distance
 from discovery.grants import Grant, GrantError, encode_grant, parse_grant_untrusted
 from discovery.revocations import (
     Revocation,
@@ -22,8 +24,8 @@ from tunnels.peer import KEY_BYTES, Candidate, PeerId
 MAX_NAME_CHARS = 64
 MAX_HELLO_GRANTS = 16
 MAX_CANDIDATES = 16
-MAX_RECORDS = 32
-"""Members in one message: each has some 1.3 KB at most."""
+MAX_RECORDS = 12
+"""Members in one message of 64 KiB: each has some 5 KB at most, and one most of the time."""
 PAGE_BYTES = 32 * 1024
 """Of revocations in one message, the last of which may go beyond: a message has 64 KiB."""
 MAX_PAGES = 512
@@ -64,16 +66,34 @@ def parse_member_untrusted(peer: PeerId, message: Mapping[str, Any], now: float)
     if not (isinstance(name, str) and isinstance(seq, int) and isinstance(rows, list)):
         raise BadMessage("the peer's introduction has an unknown shape")
     candidates = [_parse_candidate_untrusted(row) for row in rows[:MAX_CANDIDATES]]
+    payload, roles = message.get("payload", b""), message.get("roles", [])
+    if not (isinstance(payload, bytes) and isinstance(roles, list)):
+        raise BadMessage("the peer's introduction has an unknown shape")
     shown = "".join(char for char in name[:MAX_NAME_CHARS] if char.isprintable()) or peer.short
-    return Member(
-        peer=peer,
-        name=shown,
-        candidates=tuple(candidates),
-        payload=b"",
-        seq=max(0, min(seq, 2**62)),
-        last_seen=int(now),
-        signature=signature if isinstance(signature, bytes) else b"",
-    )
+    try:
+        return Member(
+            peer=peer,
+            name=shown,
+            candidates=tuple(candidates),
+            payload=payload,
+            seq=max(0, min(seq, MAX_NUMBER)),
+            last_seen=int(now),
+            signature=signature if isinstance(signature, bytes) else b"",
+            roles=tuple(role if isinstance(role, str) else "" for role in roles),
+            distances=_parse_distances_untrusted(message.get("distances", [])),
+        )
+    except ValueError as error:
+        raise BadMessage(f"the peer's introduction is none: {error}") from None
+
+
+def _parse_distances_untrusted(rows: object) -> tuple[Distance, ...]:
+    distances = []
+    for row in rows if isinstance(rows, list) else [None]:
+        tag, step = row if isinstance(row, list) and len(row) == 2 else (None, None)
+        if not (isinstance(tag, bytes) and isinstance(step, int)):
+            raise BadMessage("the peer's introduction holds a distance that is none")
+        distances.append((tag, step))
+    return tuple(distances)
 
 
 def member_message(member: Member) -> dict[str, Any]:
@@ -83,6 +103,9 @@ def member_message(member: Member) -> dict[str, Any]:
         "seq": member.seq,
         "candidates": [_candidate_row(one) for one in member.candidates],
         "signature": member.signature,
+        "payload": member.payload,
+        "roles": list(member.roles),
+        "distances": [list(distance) for distance in member.distances],
     }
 
 

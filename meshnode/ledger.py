@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from enum import Enum
 from typing import Any
 
+from discovery.digest import MAX_NUMBER
 from discovery.grants import (
     Grant,
     GrantError,
@@ -32,7 +34,7 @@ from discovery.revocations import (
     RevocationBook,
     RevocationError,
 )
-from discovery.roster import BadRosterState, Member, Roster
+from discovery.roster import MEMBER_LIFETIME_S, BadRosterState, Member, Roster
 from meshnode.errors import BadMessage, MeshError
 from meshnode.state import Home
 from tunnels import Identity, PeerId
@@ -52,6 +54,15 @@ _INVITES = "invites.json"
 _REVOCATIONS = "revocations.json"
 _FORMAT = 2
 _WRONG_SHAPE = (KeyError, TypeError, ValueError, AttributeError)
+
+
+class Heard(Enum):
+    """What became of a record that another member passed on."""
+
+    REFUSED = "refused"
+    OLD = "old"  # we have it, or a newer one
+    SAME = "same"  # newer, and says the same
+    NEWS = "news"
 
 
 class GrantRevoked(GrantError):
@@ -74,6 +85,7 @@ class Ledger:
         self.revocations = RevocationBook()
         self.invites = InviteBook()
         self.roster = Roster()
+        self.own_number = 0  # of our newest record, as far as we know or were told
         self._home = home
         self._root = home.identity("root.key")
         self._grants: dict[bytes, Grant] = {}
@@ -111,6 +123,23 @@ class Ledger:
         """Takes a grant of ours, given or renewed; on disk when this returns."""
         self._grants[grant.mesh] = grant
         self.save_members()
+
+    def own_grants(self) -> tuple[Grant, ...]:
+        """All that we hold, good or not."""
+        return tuple(self._grants.values())
+
+    def next_number(self) -> int:
+        """For a record of ours: milliseconds of the wall clock, and higher than any before, though
+        the clock or the disk was set back. What the clock alone would not give again is on disk
+        when this returns, if the disk takes it."""
+        by_clock = int(self.now() * 1000)
+        self.own_number = min(max(by_clock, self.own_number + 1), MAX_NUMBER)
+        if self.own_number != by_clock:
+            try:
+                self.save_members()
+            except MeshError as error:
+                log.warning("%s", error)
+        return self.own_number
 
     def leave_mesh(self, mesh: bytes) -> None:
         """Forgets our grant, and the members that we know from this mesh alone."""
@@ -238,27 +267,38 @@ class Ledger:
         if news or gone or self.now() - self._seen_saved_at > SEEN_SAVED_EVERY_S:
             self.save_members()
 
-    def hear_of(self, word: Member, grant: Grant) -> bool:
-        """Takes what another member passes on, signed by whom it is about. Says whether it is news:
-        then `save_members` is due.
+    def hear_of(self, word: Member, grant: Grant) -> Heard:
+        """Takes what another member passes on, signed by whom it is about. After news,
+        `save_members` is due.
 
         Raises `GrantError` where the grant does not make it a member.
         """
+        if word.peer == self.identity.peer:
+            return self._hear_of_us(word)
         known = self._shown.get((grant.mesh, word.peer))
         is_newer = known is None or known.issued_at < grant.issued_at
-        if word.peer == self.identity.peer or not (is_newer or self.roster.is_older_than(word)):
-            return False  # before any signature is looked at, which is work
+        if not (is_newer or self.roster.is_older_than(word)):
+            return Heard.OLD  # before any signature is looked at, which is work
+        if self.now() - word.last_seen > MEMBER_LIFETIME_S:
+            return Heard.REFUSED
         if known is None and not self._has_room_for_one_of(grant):
-            return False
+            return Heard.REFUSED
         if not word.is_signed():
-            return False
+            return Heard.REFUSED
         self.verify(grant, word.peer)
         news = self.roster.merge_hearsay(word)
         if self.roster.get(word.peer) is None:
-            return False  # there is no room
+            return Heard.REFUSED  # there is no room
         if is_newer:
             self._shown[grant.mesh, word.peer] = grant
-        return news or is_newer
+        return Heard.NEWS if news or is_newer else Heard.SAME
+
+    def _hear_of_us(self, word: Member) -> Heard:
+        """A record of ours from before our disk or our clock was set back goes round: the next one
+        needs a higher number. Nobody else can have signed it."""
+        if word.seq > self.own_number and word.is_signed():
+            self.own_number = word.seq
+        return Heard.OLD
 
     def _has_room_for_one_of(self, grant: Grant) -> bool:
         """Whether one more of its inviter's may be taken from others' words."""
@@ -373,6 +413,10 @@ class Ledger:
         for text in state["shown"]:
             grant = parse_grant_untrusted(bytes.fromhex(text))
             self._shown[grant.mesh, grant.peer] = grant
+        number = state.get("number", 0)
+        if not isinstance(number, int) or not 0 <= number <= MAX_NUMBER:
+            raise ValueError("a number out of range")
+        self.own_number = number
 
     def save_members(self) -> None:
         grants = [encode_grant(grant).hex() for grant in self._grants.values()]
@@ -382,6 +426,7 @@ class Ledger:
             "grants": grants,
             "roster": self.roster.to_state(),
             "shown": shown,
+            "number": self.own_number,
         }
         self._home.save_json(_GRANTS, document)
         self._seen_saved_at = self.now()

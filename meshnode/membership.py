@@ -22,6 +22,7 @@ from discovery.roster import Member
 from meshnode.errors import MeshError, NetworkError
 from meshnode.events import Emit, Event, Kind
 from meshnode.ledger import GrantRevoked, Ledger
+from meshnode.own_record import OwnRecord
 from meshnode.state import Home
 from tunnels import Identity, PeerId, Session, Stream
 from tunnels.allowance import Buckets, Rate
@@ -38,8 +39,7 @@ tensors; whoever has more to say is heard to the end, slowly."""
 class Acquaintance:
     """What a peer has shown on one session, and whether it has checked what we showed.
 
-    told: digests of the revocations that both of us know. told_of: what it was told of others, by
-    member and mesh. parting: the session is about to end.
+    told: digests of the revocations that both of us know. parting: the session is about to end.
     """
 
     peer: PeerId
@@ -47,7 +47,6 @@ class Acquaintance:
     grants: dict[bytes, Grant]
     introduced: bool = False
     told: set[bytes] = field(default_factory=set)
-    told_of: dict[tuple[bytes, PeerId], object] = field(default_factory=dict)
     parting: bool = False
 
 
@@ -63,6 +62,7 @@ class Membership:
     ) -> None:
         self.name = name
         self.ledger = Ledger(home, identity, wall_clock)
+        self.record = OwnRecord(self.ledger, lambda: self.name)
         self.changed = trio.Event()  # somebody came or went
         self.news = trio.Event()  # something was taken back
         self.present_session: Callable[[PeerId], Session | None] = lambda _peer: None

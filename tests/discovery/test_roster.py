@@ -20,6 +20,7 @@ from tunnels.identity import Identity
 from tunnels.peer import Candidate, PeerId
 
 ANN, BEN = (PeerId(bytes([n]) * 32) for n in (1, 2))
+NEAR = b"a member"[:8]
 HOME = (
     Candidate("quic", "10.0.0.1", 1),
     Candidate("quic", "2001:db8::1", 2, "given"),
@@ -106,7 +107,8 @@ def test_others_words_do_not_push_out_whom_we_have_met(monkeypatch: pytest.Monke
 
 def test_a_word_is_the_members_own_or_nobodys() -> None:
     ann, ben = Identity.generate(), Identity.generate()
-    word = Member(ann.peer, "ann", HOME, b"more", seq=5).signed(ann.sign)
+    said = Member(ann.peer, "ann", HOME, b"more", 5, roles=("lend",), distances=((NEAR, 3),))
+    word = said.signed(ann.sign)
     assert word.is_signed()
     assert replace(word, last_seen=9.0).is_signed(), "when we heard it is not part of it"
     for changed in (
@@ -116,11 +118,30 @@ def test_a_word_is_the_members_own_or_nobodys() -> None:
         replace(word, candidates=(*HOME[:2], replace(HOME[2], via=ann.peer))),
         replace(word, candidates=(*HOME[:2], replace(HOME[2], via=None))),
         replace(word, payload=b""),
+        replace(word, roles=()),
+        replace(word, distances=((NEAR, 4),)),
         replace(word, peer=ben.peer),
         replace(word, signature=b""),
         word.signed(ben.sign),
     ):
         assert not changed.is_signed()
+
+
+def test_other_roles_are_news_and_other_distances_are_not() -> None:
+    roster = Roster()
+    roster.merge(Member(ANN, "ann", seq=1))
+    assert roster.merge(Member(ANN, "ann", seq=2, roles=("lend",)))
+    assert not roster.merge(Member(ANN, "ann", seq=3, roles=("lend",), distances=((NEAR, 1),)))
+
+
+def test_a_roster_of_before_roles_is_read() -> None:
+    saved = state()
+    members = saved["members"]
+    assert isinstance(members, list)
+    for key in ("roles", "distances", "signature"):
+        del members[0][key]
+    (member,) = Roster.from_state_untrusted(saved).members()
+    assert (member.roles, member.distances) == ((), ())
 
 
 def test_who_is_no_member_any_more_is_forgotten_at_once() -> None:
@@ -133,7 +154,9 @@ def test_who_is_no_member_any_more_is_forgotten_at_once() -> None:
 
 def test_a_roster_survives_a_restart() -> None:
     roster = Roster()
-    roster.merge(Member(ANN, "ann", HOME, b"\0\xff", seq=3, last_seen=1.5))
+    places = (*HOME, Candidate("relay", "10.0.0.2", 3, "host", BEN))
+    roles, distances = ("lend", "relay"), ((NEAR, 0), (b"8 bytes!", 13))
+    roster.merge(Member(ANN, "ann", places, b"\0\xff", 3, 1.5, b"", roles, distances))
     roster.merge(Member(BEN, "ben"))
     again = Roster.from_state_untrusted(json.loads(json.dumps(roster.to_state())))
     assert again.members() == roster.members()
@@ -147,7 +170,17 @@ def test_a_roster_survives_a_restart() -> None:
         {"name": "two\nlines"},
         {"name": "\x1b[2J"},
         {"candidates": HOME * 17},
-        {"payload": bytes(256 * 1024 + 1)},
+        {"payload": bytes(513)},
+        {"roles": ("lend",) * 9},
+        {"roles": ("",)},
+        {"roles": ("x" * 17,)},
+        {"roles": ("l3nd",)},
+        {"roles": ("ländt",)},
+        {"distances": ((bytes(8), 1),) * 17},
+        {"distances": ((bytes(7), 1),)},
+        {"distances": ((bytes(8), -1),)},
+        {"distances": ((bytes(8), 14),)},
+        {"candidates": (Candidate("quic" * 60, "10.0.0.1", 1),) * 32},
         {"seq": -1},
         {"last_seen": float("inf")},
         {"last_seen": float("nan")},
@@ -182,6 +215,10 @@ def state(**changes: object) -> dict[str, object]:
         state(candidates=[["quic"]]),
         state(payload="%"),
         state(seq=True),
+        state(roles=[3]),
+        state(distances=[["zz", 1]]),
+        state(distances=[[7, 1]]),
+        state(candidates=[["relay", "10.0.0.1", 1, "host", "nobody"]]),
         state(last_seen="long ago"),
         state(last_seen=10**400),
     ],

@@ -114,6 +114,7 @@ async def test_members_that_a_member_makes_up_are_dialled_slowly(
         own = ann.ledger.grant(founder.mesh)
         assert own is not None
         ghosts = [Identity.generate() for _ in range(64)]
+        seq = int(founder.ledger.now() * 1000)
         records = []
         for number, ghost in enumerate(ghosts):
             places = tuple(
@@ -127,7 +128,7 @@ async def test_members_that_a_member_makes_up_are_dialled_slowly(
                 issued_at=own.issued_at,
                 may_invite=False,
             )
-            records.append((Member(ghost.peer, "ghost", places, seq=1).signed(ghost.sign), grant))
+            records.append((Member(ghost.peer, "ghost", places, seq=seq).signed(ghost.sign), grant))
         dialled: list[PeerId] = []
         connect = founder.endpoint.connect
 

@@ -258,7 +258,7 @@ async def test_a_member_that_takes_no_roster_holds_up_nobody(
         assert late.knows(ben)
         assert "roster" in unfinished(founder.session(ann))
         ann.endpoint.serve("roster", ann.connections.hearsay.serve)
-        await trio.sleep(hearsay.TELL_TIMEOUT_S + hearsay.CHECK_INTERVAL_S + LATE_S)
+        await trio.sleep(hearsay.TALK_TIMEOUT_S + hearsay.CHECK_INTERVAL_S + LATE_S)
         assert unfinished(founder.session(ann)) == []
 
 
