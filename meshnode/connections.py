@@ -11,6 +11,7 @@ import trio
 from discovery.grants import GRANTABLE, Role
 from discovery.roster import Member
 from discovery.token import Token
+from meshnode.circle import LET_GO, Circle
 from meshnode.crash_points import reached
 from meshnode.errors import AccessError, MeshError, NetworkError
 from meshnode.events import Emit, Event, Kind
@@ -48,6 +49,7 @@ STRANGER_TIMEOUT_S = 30.0  # from a session's start to its introduction
 DIALS = Rate(per_s=4, burst=32)
 """Addresses tried of members known by others' words alone, for each inviter: it can make up members
 of 16 addresses each, and a dial that nobody answers is work for a handshake's half."""
+RECONSIDER_S = 10.0  # with whom to keep sessions, where nothing is known to have changed
 MAX_STRANGERS = 64  # sessions not introduced yet; the rest of the endpoint's are for members
 
 
@@ -68,6 +70,7 @@ class Connections:
         self.introductions = Introductions(membership)
         self.removal = Removal(membership, self.introductions)
         self.renewal = Renewal(membership, self._reintroduce)
+        self.circle = Circle(membership, self.renewal.renewers)
         self.hearsay = Hearsay(membership, endpoint.candidates)
         self.replies = Replies(endpoint, membership.ledger, emit)
         self.reserving = Reserving(endpoint, membership)
@@ -78,6 +81,7 @@ class Connections:
         """Returns once those were sighted who are on the local network; `run` waits for it."""
         self.on_connected: Callable[[Session], None] = lambda _session: None
         """Told of each session that the user was told of, at once."""
+        self._wanted: frozenset[PeerId] = frozenset()
         self._kept: set[PeerId] = set()
         self._sighted: dict[PeerId, tuple[Candidate, ...]] = {}
         self._sightings = Buckets(SIGHTINGS)
@@ -122,16 +126,19 @@ class Connections:
             async with trio.open_nursery() as first_round:
                 first_round.start_soon(self._join_all, joins)
                 first_round.start_soon(self.look_around)
-                for member in self._membership.members():
-                    first_round.start_soon(self._try_member, member.peer)
+                for peer in self.circle.wanted():
+                    first_round.start_soon(self._try_member, peer)
             self.settled.set()
             while True:
                 changed = self._membership.changed
-                for member in self._membership.members():
-                    if member.peer not in self._kept:
-                        self._kept.add(member.peer)
-                        nursery.start_soon(self._keep_connected, member.peer)
-                await changed.wait()
+                self._wanted = self.circle.wanted()
+                for peer in self._wanted - self._kept:
+                    self._kept.add(peer)
+                    nursery.start_soon(self._keep_connected, peer)
+                for session in self.circle.unused(self.introduced(), self._wanted):
+                    session.end(LET_GO)
+                with trio.move_on_after(RECONSIDER_S):
+                    await changed.wait()
 
     def sighted(self, peer: PeerId, places: Sequence[Candidate]) -> None:
         """A member says on the local network that it is at `places`: whoever waits or tries to
@@ -271,6 +278,7 @@ class Connections:
         if session is None:
             return  # over already
         session.welcome()
+        self.circle.tried(peer, well=True)
         self._met.add(peer)
         name, stats = self._membership.member_name(peer), session.stats
         text = f"connected to {name} ({peer.short}) over {stats.link_kind} at {stats.remote}"
@@ -298,6 +306,7 @@ class Connections:
                 await self._introduce(await self._connect(member))
         except (TunnelError, MeshError, trio.TooSlowError) as error:
             log.info("%s (%s) is not reachable: %s", member.name, peer.short, error)
+            self.circle.tried(peer, well=False)
             return False
         return True
 
@@ -314,10 +323,10 @@ class Connections:
                 del self._under_way[member.peer]
 
     async def _keep_connected(self, peer: PeerId) -> None:
-        """Ends when the roster has dropped the member. Tries that fail, and sessions that do not
-        last, are followed by a growing pause."""
+        """Ends when the member is gone from the roster, or from the circle. Tries that fail, and
+        sessions that do not last, are followed by a growing pause."""
         retry_s = FIRST_RETRY_S
-        while self._membership.member(peer) is not None:
+        while peer in self._wanted and self._membership.member(peer) is not None:
             if peer not in self._met:
                 await self._wait_turn(peer)
             began_s = trio.current_time()
@@ -358,6 +367,8 @@ class Connections:
             elif self._membership.forget_session(change.session):
                 name = self._membership.member_name(change.peer)
                 text = f"lost {name} ({change.peer.short}): {change.reason}"
+                if change.reason == LET_GO:
+                    text = f"let {name} ({change.peer.short}) go: {change.reason}"
                 data = {"peer": str(change.peer), "name": name, "up": False}
                 self._emit(Event(Kind.PEER, text, data))
 

@@ -44,7 +44,7 @@ from meshnode.pipeline.inventory import Inventory
 from meshnode.pipeline.lease import LeaseDesk
 from meshnode.state import PORT_DOCUMENT, Home
 from meshnode.whereabouts import Whereabouts, network_row
-from tunnels import AddressPolicy, Endpoint, ListenFailed
+from tunnels import AddressPolicy, Endpoint, ListenFailed, PeerId
 from tunnels.gate import ASK
 from tunnels.link import LINK_KINDS
 from tunnels.network import HostNetwork
@@ -91,6 +91,10 @@ class Node:
             tcp_port=config.tcp_port,
         )
         self._connections = Connections(self._endpoint, self._membership, emit)
+        self._connections.circle.borrows = serve is not None
+        record = self._membership.record
+        record.roles = (*(("lend",) if lend else ()), *(("serve",) if serve else ()))
+        record.round_trips = self._round_trips
         self._peers = Peers(self._endpoint, self._membership, self._connections, emit)
         self._connections.replies.wait_s = config.accept_wait_s
         self._portmap: PortMap | None = None
@@ -322,6 +326,10 @@ class Node:
         )
         self._connections.look_around = neighbours.look_around
         nursery.start_soon(neighbours.run)
+
+    def _round_trips(self) -> list[tuple[PeerId, float]]:
+        measured = [(one.peer, one.rtt_s) for one in self._connections.introduced()]
+        return [(peer, rtt_s) for peer, rtt_s in measured if rtt_s is not None]
 
     # -- requests of other commands -----------------------------------------------------------
 

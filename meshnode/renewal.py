@@ -51,6 +51,17 @@ class Renewal:
             with trio.move_on_after(CHECK_INTERVAL_S):
                 await changed.wait()
 
+    def renewers(self) -> set[PeerId]:
+        """Who may renew a grant of ours that needs it: they are to be kept in touch with."""
+        peers = set()
+        for mesh in self._ledger.meshes():
+            own = self._ledger.grant(mesh)
+            if own is None or mesh == self._ledger.own_mesh:
+                continue
+            if renewal_due(own, self._ledger.now()) or self._ledger.hangs_on_revoked(own):
+                peers |= {own.issuer, own.chain()[0].peer}
+        return peers
+
     async def _renew_all(self) -> None:
         self._own_is_news |= self._ledger.renew_own_mesh()
         if self._own_is_news:

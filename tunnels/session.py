@@ -150,6 +150,11 @@ class Session:
             remote=best.remote if best else None,
         )
 
+    @property
+    def streams(self) -> int:
+        """Open at present, of both sides."""
+        return len(self._streams)
+
     def links(self) -> list[LinkStats]:
         """Each link that stands, the one in use first."""
         best = self.best_link

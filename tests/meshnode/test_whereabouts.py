@@ -65,7 +65,7 @@ async def test_a_change_that_is_none_is_not_told(tmp_path: Path, autojump_clock:
         with recorded_messages() as sent:
             mover.endpoint.tell_candidates_changed()
             await trio.sleep(SOON_S)
-            assert sent == []
+            assert [one for one in sent if one.service != "roster"] == []
             for number in range(40):  # as often as they may: each is a message to every member
                 further[:] = [Candidate("quic", "203.0.113.5", 1000 + number, "reflexive")]
                 mover.endpoint.tell_candidates_changed()

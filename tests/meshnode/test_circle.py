@@ -1,0 +1,218 @@
+"""Members find each other through each other, keep sessions with a few of many, and need no one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from discovery import neighbourhood
+from discovery.grants import GRANT_LIFETIME_S, Role
+from discovery.roster import Member
+from meshnode import circle
+from meshnode.circle import MAX_LENDERS, RELAYS, UNUSED_S, Circle
+from tests.lab.parties import Party, parties
+from tunnels import PeerId
+
+Clock = trio.testing.MockClock
+DOZEN = ("founder", "inviter", *(f"node{number}" for number in range(10)))
+SETTLED_S = 40.0
+SOON_S = 120.0
+
+
+async def start(*nodes: Party) -> None:
+    for node in nodes:
+        node.run_connections()
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def join_all(founder: Party, others: list[Party]) -> None:
+    for node in others:
+        await node.connections.join(founder.invite(mesh=founder.mesh))
+
+
+def knows_all(node: Party, nodes: list[Party]) -> bool:
+    return all(node.membership.member(one.peer) for one in nodes if one is not node)
+
+
+def sessions(node: Party) -> int:
+    return len(node.connections.introduced())
+
+
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a dozen were many."""
+    monkeypatch.setattr(neighbourhood, "ALL_UP_TO", 4)
+    monkeypatch.setattr(circle, "ALL_UP_TO", 4)
+    monkeypatch.setattr(neighbourhood, "DRAWN", 2)
+
+
+# -- a dozen ----------------------------------------------------------------------------------
+
+
+async def test_those_whom_one_invited_find_each_other_when_it_dies(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    """A invites B, C joins by B, A dies; D, who knew A alone, and C meet, from their disks too."""
+    async with parties(tmp_path, *DOZEN) as nodes:
+        founder, inviter, *others = nodes
+        await start(*nodes)
+        await inviter.connections.join(founder.invite())
+        first, last = others[0], others[-1]
+        await last.connections.join(founder.invite())
+        for node in others[:-1]:
+            await node.connections.join(inviter.invite(mesh=founder.mesh))
+        await trio.sleep(SETTLED_S)
+        assert all(knows_all(node, nodes) for node in nodes)
+        for dead in (founder, inviter):
+            dead.endpoint._network.world.unplug(dead.endpoint._network.addresses[0])  # type: ignore[attr-defined]
+        await trio.sleep(SETTLED_S)
+        first.session(last).end("for this test")
+        await trio.sleep(SETTLED_S)
+        assert first.knows(last)
+        assert last.knows(first)
+        assert not first.knows(founder)
+
+
+async def test_of_many_each_keeps_a_few_sessions_and_news_reaches_all(
+    tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few(monkeypatch)
+    async with parties(tmp_path, *DOZEN) as nodes:
+        founder, *others = nodes
+        await start(*nodes)
+        await join_all(founder, others)
+        await trio.sleep(UNUSED_S + SOON_S)
+        assert all(knows_all(node, nodes) for node in nodes)
+        assert sum(map(sessions, nodes)) <= 2 * 2 * len(nodes)
+        assert min(map(sessions, nodes)) >= 2
+        parted = [event.text for event in founder.events if "not needed" in event.text]
+        assert parted
+        assert not any("lost" in text for text in parted)
+        changed, out = others[3], others[5]
+        changed.membership.record.roles = ("lend",)
+        changed.membership.notify()
+        await trio.sleep(10)
+        for node in nodes:
+            member = node.membership.member(changed.peer)
+            assert node is changed or (member is not None and member.roles == ("lend",)), node.name
+        founder.desk.answer({"op": "remove", "peer": str(out.peer)})
+        await trio.sleep(3)
+        for node in nodes:
+            assert node is out or node.membership.member(out.peer) is None, node.name
+        assert out.membership.role_in(founder.mesh) is None
+
+
+async def test_one_that_does_not_answer_is_made_up_for(
+    tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few(monkeypatch)
+    async with parties(tmp_path, *DOZEN) as nodes:
+        founder, *others = nodes
+        await start(*nodes)
+        await join_all(founder, others)
+        await trio.sleep(UNUSED_S + SOON_S)
+        node = others[0]
+        for peer in {session.peer for session in node.connections.introduced()}:
+            (dead,) = [one for one in nodes if one.peer == peer]
+            dead.endpoint._network.world.unplug(dead.endpoint._network.addresses[0])  # type: ignore[attr-defined]
+        await trio.sleep(SOON_S)
+        assert sessions(node) >= 1
+
+
+async def test_a_session_in_use_is_kept(
+    tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few(monkeypatch)
+    async with parties(tmp_path, *DOZEN) as nodes:
+        founder, *others = nodes
+
+        async def hold(stream: object) -> None:
+            await trio.sleep_forever()
+
+        for node in nodes:
+            node.endpoint.serve("control", hold)
+        await start(*nodes)
+        await join_all(founder, others)
+        await trio.sleep(20)
+        streams = [
+            await others[0].session(one).open("control")
+            for one in nodes
+            if one is not others[0]
+            if others[0].knows(one)
+        ]
+        held = {stream.peer for stream in streams}
+        await trio.sleep(UNUSED_S + SOON_S)
+        assert held <= {session.peer for session in others[0].connections.introduced()}
+
+
+# -- whom a node needs ------------------------------------------------------------------------
+
+
+async def test_who_borrows_keeps_in_touch_with_lenders(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "ann") as (ann,):
+        peers = crowd(ann, 100)
+        for peer in peers[50:]:
+            say(ann, peer, ("serve",))
+        chosen = Circle(ann.membership, lambda: ())
+        assert len(chosen.wanted()) == neighbourhood.DRAWN
+        chosen.borrows = True
+        lenders = chosen.wanted()
+        assert len(lenders & set(peers[:50])) >= MAX_LENDERS
+        gone = next(iter(lenders & set(peers[:50])))
+        chosen.tried(gone, well=False)
+        assert len((chosen.wanted() - {gone}) & set(peers[:50])) >= MAX_LENDERS
+        chosen.tried(gone, well=True)
+        assert chosen.wanted() == lenders
+
+
+async def test_relays_and_who_may_renew_are_kept_in_touch_with(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "ann") as (ann,):
+        peers = crowd(ann, 100)
+        for peer in peers[:3]:
+            say(ann, peer, ("relay",))
+        chosen = Circle(ann.membership, lambda: peers[10:12])
+        assert len(chosen.wanted() & set(peers[:3])) >= RELAYS
+        assert set(peers[10:12]) <= chosen.wanted()
+
+
+async def test_a_failed_member_that_is_forgotten_is_forgotten_here_too(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "ann") as (ann,):
+        peers = crowd(ann, 20)
+        chosen = Circle(ann.membership, lambda: ())
+        chosen.tried(peers[0], well=False)
+        ann.ledger.roster.forget(peers[0])
+        chosen.wanted()
+        assert chosen._failed == {}
+
+
+async def test_whoever_may_renew_a_grant_that_runs_out_is_named(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "founder", "ann", "ben") as (founder, ann, ben):
+        await start(founder, ann, ben)
+        await ann.connections.join(founder.invite())
+        await ben.connections.join(ann.invite(mesh=founder.mesh))
+        assert ben.connections.renewal.renewers() == set()
+        ben.wall.ahead_s = 0.6 * GRANT_LIFETIME_S
+        assert ben.connections.renewal.renewers() == {ann.peer, founder.peer}
+
+
+def crowd(ann: Party, size: int) -> list[PeerId]:
+    peers = [PeerId(number.to_bytes(32, "big")) for number in range(1, size + 1)]
+    for peer in peers:
+        grant = ann.ledger.issue_grant(ann.mesh, peer, Role.PEER)
+        ann.ledger._shown[ann.mesh, peer] = grant
+        say(ann, peer, ())
+    return peers
+
+
+def say(ann: Party, peer: PeerId, roles: tuple[str, ...]) -> None:
+    ann.ledger.roster.merge(Member(peer, "one", last_seen=ann.wall(), roles=roles))
