@@ -32,6 +32,7 @@ class Circle:
 
     def __init__(self, membership: Membership, renewers: Callable[[], Iterable[PeerId]]) -> None:
         self.borrows = False
+        self.is_whole = True  # everybody known is in it
         self._membership = membership
         self._renewers = renewers
         self._lot = secrets.token_bytes(SECRET_BYTES)
@@ -48,7 +49,8 @@ class Circle:
         members = {member.peer: member for member in self._membership.members()}
         for gone in self._failed.keys() - members.keys():
             del self._failed[gone]
-        if len(members) <= ALL_UP_TO:
+        self.is_whole = len(members) <= ALL_UP_TO
+        if self.is_whole:
             return frozenset(members)
         needed = {*self._lenders(members), *self._relays(members), *self._renewers()}
         return neighbourhood(members, needed=needed, failed=self._failed, secret=self._lot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -49,7 +50,7 @@ STRANGER_TIMEOUT_S = 30.0  # from a session's start to its introduction
 DIALS = Rate(per_s=4, burst=32)
 """Addresses tried of members known by others' words alone, for each inviter: it can make up members
 of 16 addresses each, and a dial that nobody answers is work for a handshake's half."""
-RECONSIDER_S = 10.0  # with whom to keep sessions, where nothing is known to have changed
+RECONSIDER_S = 10.0  # with whom of many to keep sessions
 MAX_STRANGERS = 64  # sessions not introduced yet; the rest of the endpoint's are for members
 
 
@@ -137,7 +138,8 @@ class Connections:
                     nursery.start_soon(self._keep_connected, peer)
                 for session in self.circle.unused(self.introduced(), self._wanted):
                     session.end(LET_GO)
-                with trio.move_on_after(RECONSIDER_S):
+                # Where all are kept, nothing but a change changes whom.
+                with trio.move_on_after(math.inf if self.circle.is_whole else RECONSIDER_S):
                     await changed.wait()
 
     def sighted(self, peer: PeerId, places: Sequence[Candidate]) -> None:

@@ -6,7 +6,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.lab.nodes import Pair, echo, two_nodes
+from tests.lab.crowd import CALM_BYTES_PER_S, STREAM_BYTES
+from tests.lab.nodes import Pair, echo, exchange, two_nodes
 from tunnels import Session
 from tunnels.heartbeat import CALM_INTERVAL_S, PING_INTERVAL_S, SUSPECT_S
 
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("link_kind")
 Clock = trio.testing.MockClock
 WHILE_S = 100
 WARM_UP_S = 20.0
-CALM_BYTES_PER_S = 40
+STREAMS, SAID_BYTES = 20, 100
 HEADER_BYTES = {"quic": 28, "tcp": 52}  # IPv4 and UDP; IPv4 and TCP with timestamps
 
 
@@ -44,6 +45,24 @@ async def test_a_session_that_nobody_uses_costs_a_few_bytes_a_second(
             busy = await wire_bytes(pair, link_kind, WHILE_S) / 2
         assert calm < CALM_BYTES_PER_S
         assert busy > 5 * calm
+
+
+async def test_a_short_conversation_costs_what_the_simulated_crowd_takes_it_to(
+    autojump_clock: Clock, link_kind: str
+) -> None:
+    async with two_nodes() as pair:
+        session = await calm_session(pair)
+
+        async def converse() -> None:
+            for _ in range(STREAMS):
+                async with await session.open("echo") as stream:
+                    assert await exchange(stream, bytes(SAID_BYTES)) == bytes(SAID_BYTES)
+                await trio.sleep(WHILE_S / STREAMS / 2)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(converse)
+            rate = await wire_bytes(pair, link_kind, WHILE_S) / 2 - CALM_BYTES_PER_S
+        assert rate * WHILE_S / STREAMS - SAID_BYTES < STREAM_BYTES
 
 
 async def test_a_calm_peer_is_not_suspected_and_its_distance_is_known(
