@@ -118,6 +118,10 @@ ci:
 floods *args:
     @python -m tests.bench.floods "$@"
 
+# how gossip grows with the mesh, simulated to 1,000 nodes (some minutes): ./just gossip [--write]
+gossip *args:
+    @nice -n 10 python -m tests.bench.gossip "$@"
+
 # speeds, as ratios to a baseline of the same run
 bench *args: build (build "--stock")
     @python -m tests.bench "$@"
