@@ -1,8 +1,9 @@
-"""This machine's network interfaces: which of them carry multicast, and when they change.
+"""This machine's network interfaces: which of them carry multicast, and when the network changes.
 
-Linux tells of changes on a netlink socket (rtnetlink(7)); elsewhere they are looked for every
-`POLL_S`. A change is told when what the interfaces are differs from what was seen before, never
-because somebody said so.
+That is: interfaces, their addresses, the default routes; and that the machine was asleep, since
+nobody knows what happened to its paths meanwhile. Linux tells of changes on a netlink socket
+(rtnetlink(7)); elsewhere, and for sleep, they are looked for every `POLL_S`. A change is told when
+what is there differs from what was seen before, never because somebody said so.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import ipaddress
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +23,21 @@ import trio
 
 SETTLE_S = 0.2  # an interface that comes up says so in several messages
 POLL_S = 5.0
+ASLEEP_S = 2.0  # a clock that was stepped to and fro by a little does not count
 _MESSAGES_BYTES = 64 * 1024
 _RTMGRP_LINK = 0x1
 _RTMGRP_IPV4_IFADDR = 0x10
+_RTMGRP_IPV4_ROUTE = 0x40
 _RTMGRP_IPV6_IFADDR = 0x100
+_RTMGRP_IPV6_ROUTE = 0x400
+_GROUPS = (
+    _RTMGRP_LINK
+    | _RTMGRP_IPV4_IFADDR
+    | _RTMGRP_IPV4_ROUTE
+    | _RTMGRP_IPV6_IFADDR
+    | _RTMGRP_IPV6_ROUTE
+)
+_ROUTES_V4, _ROUTES_V6 = Path("/proc/net/route"), Path("/proc/net/ipv6_route")
 _IFA_F_TENTATIVE = 0x40
 
 
@@ -106,24 +119,65 @@ def _is_link_local(address: str) -> bool:
     return ipaddress.ip_address(address.partition("%")[0]).is_link_local
 
 
+def default_routes() -> frozenset[tuple[str, ...]]:
+    """The ways out of this machine, as Linux tells them (proc_pid_net(5)); nothing elsewhere."""
+    return frozenset((*_default_routes_v4(), *_default_routes_v6()))
+
+
+def _default_routes_v4() -> Iterator[tuple[str, ...]]:
+    """Interface, gateway, metric."""
+    with contextlib.suppress(OSError):
+        for line in _ROUTES_V4.read_text(encoding="ascii").splitlines()[1:]:
+            words = line.split()
+            if words[1] == words[7] == "00000000":
+                yield words[0], words[2], words[6]
+
+
+def _default_routes_v6() -> Iterator[tuple[str, ...]]:
+    """Interface, gateway, metric."""
+    with contextlib.suppress(OSError):
+        for line in _ROUTES_V6.read_text(encoding="ascii").splitlines():
+            words = line.split()
+            if not words[0].strip("0") and words[1] == "00" and words[9] != "lo":
+                yield words[9], words[4], words[5]
+
+
+def time_asleep_s() -> float:
+    """How long this machine has been asleep since it was started; 0 where that is not known."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    awake_s = time.clock_gettime(time.CLOCK_MONOTONIC)
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - awake_s
+
+
 class InterfaceWatch:
-    """I tell when this machine's interfaces or their addresses have changed."""
+    """I tell when this machine's network has changed."""
 
     def __init__(self, netlink: socket.socket | None) -> None:
         self._netlink = netlink
-        self._seen = interfaces()
+        self._seen = interfaces(), default_routes()
+        self._asleep_s = time_asleep_s()
 
     async def wait_changed(self) -> None:
-        """Returns once they differ from what they were at the last return, or at the start."""
-        while (now := interfaces()) == self._seen:
+        """Returns once it differs from what it was at the last return, or at the start."""
+        while (now := (interfaces(), default_routes())) == self._seen and not self._has_slept():
             await self._wait_hint()
         self._seen = now
+        self._asleep_s = time_asleep_s()
+
+    def _has_slept(self) -> bool:
+        return time_asleep_s() - self._asleep_s >= ASLEEP_S
 
     async def _wait_hint(self) -> None:
         if self._netlink is None:
             await trio.sleep(POLL_S)
             return
-        await trio.lowlevel.wait_readable(self._netlink)
+        while not self._has_slept():
+            with trio.move_on_after(POLL_S):
+                await trio.lowlevel.wait_readable(self._netlink)
+                break
+        else:
+            return
         await trio.sleep(SETTLE_S)
         # Ends when all is read, or when there was more than the socket held.
         with contextlib.suppress(OSError):
@@ -151,7 +205,7 @@ def _netlink_socket() -> socket.socket | None:
     except OSError:
         return None
     try:
-        netlink.bind((0, _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
+        netlink.bind((0, _GROUPS))
     except OSError:
         netlink.close()
         return None

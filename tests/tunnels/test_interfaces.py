@@ -92,6 +92,22 @@ async def test_where_netlink_is_refused_it_is_done_without(
             await watch.wait_changed()
 
 
+async def test_a_machine_that_was_asleep_has_changed_its_network(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Whatever it looks like: what its peers and routers knew of it may be forgotten."""
+    asleep_s = 100.0
+    monkeypatch.setattr(module, "time_asleep_s", lambda: asleep_s)
+    with watch_interfaces() as watch:
+        asleep_s += 60
+        with trio.fail_after(module.POLL_S + 0.1):
+            await watch.wait_changed()
+        asleep_s += module.ASLEEP_S / 2
+        with trio.move_on_after(60) as waited:
+            await watch.wait_changed()
+        assert waited.cancelled_caught, "a little is a clock's error"
+
+
 def test_an_interface_that_goes_while_it_is_looked_at_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -135,5 +151,7 @@ def test_the_kernel_tells_of_cables_and_addresses() -> None:
             while "fe80" not in told[-1]:
                 assert "10.78.0.1" in told[-1]
                 told.append(watching.stdout.readline())
+            host.ip("route", "add", "default", "via", "10.78.0.2")
+            assert watching.stdout.readline() == told[-1], "the same addresses, another way out"
         finally:
             watching.kill()
