@@ -130,7 +130,7 @@ class Endpoint:
             *(self._network.is_near, self._attempt, self._adopt, self._sessions.get),
             kinds=self._carriers & made_for(self._kinds),
         )
-        self._improver.exchange = Exchange(self._ourselves, self._seen, self._improver.follow)
+        self._improver.exchange = Exchange(self._ourselves, self._improver.follow)
         self._stopped = False
         self.serve(PATHS, self._improver.exchange.serve, PATHS_LIMITS)
         self.relaying = Relaying(

@@ -64,23 +64,20 @@ class Swap:
 class Exchange:
     """I swap offers, at our wish or at a peer's.
 
-    us: what we offer now. seen: where a session's datagrams come from, if they do straight.
-    follow: what is to be done about a swap that a peer began.
+    us: what we offer now. follow: what is to be done about a swap that a peer began.
     """
 
     def __init__(
         self,
         us: Callable[[], Ourselves],
-        seen: Callable[[PeerId], tuple[str, int] | None],
         follow: Callable[[Swap], Awaitable[None]],
     ) -> None:
         self._us = us
-        self._seen = seen
         self._follow = follow
 
     async def ask(self, session: Session, want: Want) -> Swap:
         """Raises TunnelError: the peer does not want to, or said nothing that makes sense."""
-        mine, private = self._offer(session.peer, want)
+        mine, private = self._offer(want)
         try:
             with trio.fail_after(SWAP_TIMEOUT_S):
                 stream = await session.open(SERVICE)
@@ -99,7 +96,7 @@ class Exchange:
         """The side that is asked. Raises BadFrame, StreamError."""
         with trio.move_on_after(SWAP_TIMEOUT_S) as patience:
             theirs = await _receive_untrusted(stream)
-            mine, private = self._offer(stream.peer, theirs.want)
+            mine, private = self._offer(theirs.want)
             swap = _swap(stream.peer, Role.LISTENER, mine, theirs, private)
             await stream.send_all(encode(mine))
             await stream.send_eof()
@@ -108,7 +105,7 @@ class Exchange:
             return
         await self._follow(swap)
 
-    def _offer(self, peer: PeerId, want: Want) -> tuple[Offer, X25519PrivateKey]:
+    def _offer(self, want: Want) -> tuple[Offer, X25519PrivateKey]:
         private, us = X25519PrivateKey.generate(), self._us()
         offer = Offer(
             nonce=secrets.token_bytes(NONCE_BYTES),
@@ -116,7 +113,6 @@ class Exchange:
             nat_v4=us.nats.v4,
             nat_v6=us.nats.v6,
             want=want,
-            seen=self._seen(peer),
             candidates=tuple(us.candidates),
         )
         return offer, private

@@ -3,16 +3,13 @@
 The stream of the service `paths` carries one Offer each way, then its end. Both are of this form,
 integers big-endian, after their length as u16:
 
-    version u8 | nonce 16 | X25519 public key 32 | NAT kind of IPv4 u8, of IPv6 u8 | flags u8
-    | seen: an address
+    version u8 | nonce 16 | X25519 public key 32 | NAT kind of IPv4 u8, of IPv6 u8 | wishes u8
     | count u8, then each: an address | transport, UTF-8, after its length u8 | kind, likewise
-    | WebRTC description, after its length u16
 
-    an address: 0 (none), or 4 or 6 | 4 or 16 bytes | port u16
+    an address: 4 or 6 | 4 or 16 bytes | port u16
 
-`seen` is where the other side's datagrams come from, as far as this side knows. The keys are new
-for each swap: the probes of hole punching are sealed with what comes of them (probe.py). Nobody
-between the two can read or change an offer: the session is end to end.
+The keys are new for each swap: the probes of hole punching are sealed with what comes of them
+(probe.py). Nobody between the two can read or change an offer: the session is end to end.
 """
 
 from __future__ import annotations
@@ -29,8 +26,7 @@ VERSION = 1
 NONCE_BYTES = 16
 PUBLIC_KEY_BYTES = 32
 MAX_CANDIDATES = 32
-MAX_DESCRIPTION_BYTES = 4096
-MAX_OFFER_BYTES = 16384
+MAX_OFFER_BYTES = 8192
 LENGTH = struct.Struct(">H")
 _HEAD = struct.Struct(f">B{NONCE_BYTES}s{PUBLIC_KEY_BYTES}sBBB")
 _PORT = struct.Struct(">H")
@@ -43,7 +39,6 @@ class Want(IntFlag):
 
     NOTHING = 0
     PUNCH = 1
-    WEBRTC = 2
 
 
 @dataclass(frozen=True)
@@ -53,9 +48,7 @@ class Offer:
     nat_v4: NatKind = NatKind.UNKNOWN
     nat_v6: NatKind = NatKind.UNKNOWN
     want: Want = Want.NOTHING
-    seen: tuple[str, int] | None = None
     candidates: tuple[Candidate, ...] = ()
-    description: bytes = b""
 
 
 def encode(offer: Offer) -> bytes:
@@ -65,11 +58,10 @@ def encode(offer: Offer) -> bytes:
     head = _HEAD.pack(
         VERSION, offer.nonce, offer.public_key, offer.nat_v4, offer.nat_v6, offer.want
     )
-    body = head + _pack_address(offer.seen) + bytes([len(direct)])
+    body = head + bytes([len(direct)])
     for one in direct:
         body += _pack_address((one.host, one.port)) + _pack_text(one.transport)
         body += _pack_text(one.kind)
-    body += LENGTH.pack(len(offer.description)) + offer.description
     return LENGTH.pack(len(body)) + body
 
 
@@ -80,15 +72,10 @@ def parse_untrusted(body: bytes) -> Offer:
     version, nonce, key, nat_v4, nat_v6, want = _HEAD.unpack(reader.take(_HEAD.size))
     if version != VERSION:
         raise BadFrame(f"an offer of version {version} is not known here")
-    seen = reader.address()
     count = reader.byte()
     if count > MAX_CANDIDATES:
         raise BadFrame(f"an offer has {MAX_CANDIDATES} candidates at most, not {count}")
     candidates = tuple(reader.candidate() for _ in range(count))
-    (length,) = LENGTH.unpack(reader.take(LENGTH.size))
-    if length > MAX_DESCRIPTION_BYTES:
-        raise BadFrame(f"a description has {MAX_DESCRIPTION_BYTES} bytes at most")
-    description = reader.take(length)
     if reader.rest:
         raise BadFrame("an offer is followed by more")
     return Offer(
@@ -96,10 +83,8 @@ def parse_untrusted(body: bytes) -> Offer:
         public_key=key,
         nat_v4=_nat(nat_v4),
         nat_v6=_nat(nat_v6),
-        want=Want(want & (Want.PUNCH | Want.WEBRTC)),
-        seen=seen,
+        want=Want(want & Want.PUNCH),
         candidates=candidates,
-        description=description,
     )
 
 
@@ -107,9 +92,7 @@ def _nat(code: int) -> NatKind:
     return _NAT_KINDS.get(code, NatKind.UNKNOWN)
 
 
-def _pack_address(address: tuple[str, int] | None) -> bytes:
-    if address is None:
-        return bytes(1)
+def _pack_address(address: tuple[str, int]) -> bytes:
     parsed = ipaddress.ip_address(address[0])
     return bytes([parsed.version]) + parsed.packed + _PORT.pack(address[1])
 
@@ -134,10 +117,8 @@ class _Reader:
     def byte(self) -> int:
         return self.take(1)[0]
 
-    def address(self) -> tuple[str, int] | None:
+    def address(self) -> tuple[str, int]:
         version = self.byte()
-        if not version:
-            return None
         if version not in _ADDRESS_BYTES:
             raise BadFrame(f"an address of IP version {version}")
         host = str(ipaddress.ip_address(self.take(_ADDRESS_BYTES[version])))
@@ -149,8 +130,8 @@ class _Reader:
     def candidate(self) -> Candidate:
         address = self.address()
         transport, kind = self._text(), self._text()
-        if address is None or not transport:
-            raise BadFrame("a candidate without an address or a transport")
+        if not transport:
+            raise BadFrame("a candidate without a transport")
         return Candidate(transport, *address, kind=kind)
 
     def _text(self) -> str:

@@ -324,9 +324,7 @@ def run_offer(data: bytes) -> object:
 
 def offer_seeds() -> list[bytes]:
     places = (Candidate("tcp", "192.0.2.1", 9), Candidate("quic", "2001:db8::1", 7, "reflexive"))
-    full = offers.Offer(
-        bytes(range(16)), bytes(32), seen=("192.0.2.7", 1), candidates=places, description=b"v=0"
-    )
+    full = offers.Offer(bytes(range(16)), bytes(32), candidates=places)
     bare = offers.Offer(bytes(16), bytes(32))
     return [offers.encode(one)[offers.LENGTH.size :] for one in (full, bare)]
 

@@ -12,7 +12,7 @@ from tunnels.exchange import LIMITS, SERVICE, Exchange, Ourselves, Swap
 from tunnels.handshake import Role
 from tunnels.meeting import Nats
 from tunnels.offers import LENGTH, MAX_OFFER_BYTES, Offer, Want, encode
-from tunnels.peer import Candidate, NatKind, PeerId
+from tunnels.peer import Candidate, NatKind
 
 PLACES = (Candidate("tcp", "11.0.0.2", 9), Candidate("quic", "192.0.2.9", 7, "reflexive"))
 
@@ -23,10 +23,9 @@ class _Sides:
     def __init__(self, pair: Pair) -> None:
         self.followed: list[Swap] = []
         self._news = trio.Event()
-        self.alice = Exchange(lambda: Ourselves([]), _unseen, self._never)
+        self.alice = Exchange(lambda: Ourselves([]), self._never)
         self.bob = Exchange(
             lambda: Ourselves(PLACES, Nats(NatKind.EASY, NatKind.BLOCKED)),
-            lambda _peer: ("11.0.0.1", 40001),
             self._follow,
         )
         pair.bob.endpoint.serve(SERVICE, self.bob.serve, LIMITS)
@@ -43,10 +42,6 @@ class _Sides:
         return self.followed[-1]
 
 
-def _unseen(_peer: PeerId) -> None:
-    return None
-
-
 async def test_both_sides_know_the_others_offer_and_the_same_key(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -59,7 +54,6 @@ async def test_both_sides_know_the_others_offer_and_the_same_key(
         assert (swap.role, bobs.role) == (Role.DIALLER, Role.LISTENER)
         assert swap.theirs.candidates == PLACES
         assert (swap.theirs.nat_v4, swap.theirs.nat_v6) == (NatKind.EASY, NatKind.BLOCKED)
-        assert swap.theirs.seen == ("11.0.0.1", 40001)
         assert bobs.theirs.want is Want.PUNCH
         assert swap.key.hex() not in repr(swap)
 
