@@ -271,14 +271,14 @@ def table(subjects: list[Subject], raw: Subject) -> str:
 
 def verdicts(tcp: Subject, raw: Subject, ssh: Subject | None) -> list[str]:
     allowed_s = 3 * raw.p50_s + P99_ALLOWED_S
-    lines = [_verdict("tcp p99 of 3 x raw p50 + 0.4 ms", tcp.p99_s / allowed_s, at_most=1.0)]
+    lines = [verdict("tcp p99 of 3 x raw p50 + 0.4 ms", tcp.p99_s / allowed_s, at_most=1.0)]
     if ssh is not None:
-        lines.append(_verdict("tcp p50 of ssh -L's", tcp.p50_s / ssh.p50_s, at_most=1.0))
-        lines.append(_verdict("tcp throughput of ssh -L's", tcp.rate / ssh.rate, at_least=1.0))
+        lines.append(verdict("tcp p50 of ssh -L's", tcp.p50_s / ssh.p50_s, at_most=1.0))
+        lines.append(verdict("tcp throughput of ssh -L's", tcp.rate / ssh.rate, at_least=1.0))
     return lines
 
 
-def _verdict(
+def verdict(
     what: str, ratio: float, *, at_most: float | None = None, at_least: float | None = None
 ) -> str:
     goal = f"at most {at_most}" if at_least is None else f"at least {at_least}"
@@ -302,7 +302,7 @@ def token_verdicts(rounds: int, tokens: int) -> list[str]:
         cases = {case.name: case for case in trio.run(run_bench, bench, click.echo)}
     speeds = {name: case.median(lambda one: one.tokens_per_s) for name, case in cases.items()}
     return [
-        _verdict(
+        verdict(
             f"{kind} tok/s of stock RPC's", speeds[f"mesh, {kind}"] / speeds[STOCK], at_least=goal
         )
         for kind, goal in TOKENS_OF_STOCK.items()
