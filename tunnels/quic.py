@@ -13,8 +13,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import trio
 from aioquic.quic import events
@@ -28,11 +27,14 @@ from tunnels.frames import clip_reason
 from tunnels.handshake import Role
 from tunnels.link import LINK_KINDS, CloseCode, Closure, NeverLent
 from tunnels.peer import format_address
+from tunnels.quic_size import DatagramSize
 from tunnels.stats import Losses
 
 UNSENT_BYTES = 256 << 10  # queued in a channel and not yet sent once: beyond, writers wait
 UNPROVEN_BYTES = 64 << 10  # all a stranger may send before it has proven its key
 UNPROVEN_DATAGRAMS = 256  # heard of a stranger; an honest handshake takes ten
+DATAGRAMS_AT_ONCE = 32  # taken before a link's debt is looked at again
+ACKNOWLEDGED_AT_ONCE = 16  # datagrams that came together: more than a question or an answer has
 RECEIVE_BYTES = 32 << 10  # handed to a reader at once, so that no peer's bytes stop all others
 DEAF_AT_MOST_S = 0.02  # a link in debt, before its debt is looked at again
 MAX_UNACCEPTED = 256  # channels the peer opened that wait for the session: twice what QUIC grants
@@ -142,6 +144,23 @@ class QuicChannel(NeverLent):
         return sent is None or self._written - sent <= UNSENT_BYTES
 
 
+class _Contained:
+    """Whatever a datagram provokes inside the QUIC engine ends its link, not the node."""
+
+    def __init__(self, link: QuicLink) -> None:
+        self._link = link
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        log.error("the QUIC engine failed; the link to %s ends", self._link.remote, exc_info=error)
+        self._link.end(Closure(CloseCode.PROTOCOL_ERROR, "internal error", by_peer=False))
+        return True
+
+
 class QuicLink:
     """One connection. The transport feeds me datagrams and runs my timer."""
 
@@ -155,11 +174,14 @@ class QuicLink:
         remote: Address,
         send: Callable[[Sequence[bytes], Address], None],
         share: Share,
+        size: DatagramSize,
     ) -> None:
         self.quic = quic
+        self._size = size
         quic.held_bytes = self._held_bytes
         self.role = role
         self.share = share
+        self._contained = _Contained(self)
         self.binding = b""
         self.trusted = False  # its peer has proven its key: larger limits
         self.ready = trio.Event()  # TLS is complete
@@ -216,35 +238,46 @@ class QuicLink:
         if tuning.can_send(self.quic):
             self.quic.close(error_code=code, reason_phrase=clipped)
             self._transmit(copies=GOODBYE_COPIES)
-        self._end(Closure(code, reason, by_peer=False))
+        self.end(Closure(code, reason, by_peer=False))
 
     # --- the three inputs ---------------------------------------------------------------
 
-    def receive(self, datagram: bytes, sender: Address) -> bool:
-        """Take a datagram; `pump_charged` must follow, once for a batch. False when it was dropped:
-        the link is over, or in debt (allowance.py)."""
+    def receive(self, datagrams: Sequence[bytes], sender: Address) -> bool:
+        """Take what came together; `pump_charged` must follow. What comes while the link is over,
+        or in debt (allowance.py), is dropped; False when all was."""
+        if self.role is Role.DIALLER:
+            sender = VIRTUAL_ADDRESS
+        for start in range(0, len(datagrams), DATAGRAMS_AT_ONCE):
+            if not self._take(datagrams[start : start + DATAGRAMS_AT_ONCE], sender):
+                return start > 0
+        if len(datagrams) >= ACKNOWLEDGED_AT_ONCE:
+            tuning.acknowledge_now(self.quic, trio.current_time())
+        return True
+
+    def _take(self, datagrams: Sequence[bytes], sender: Address) -> bool:
         now = trio.current_time()
         if self.closed.is_set() or now < self._deaf_until_s:
             return False
         if wait_s := self.share.wait_s(now):
             self._deaf_until_s = now + min(wait_s, DEAF_AT_MOST_S)
             return False
-        self._datagrams_in += 1
-        if not self.trusted and self._datagrams_in > UNPROVEN_DATAGRAMS:
-            return False
-        self.bytes_in += len(datagram)
-        if self.role is Role.DIALLER:
-            sender = VIRTUAL_ADDRESS
+        if not self.trusted:
+            datagrams = datagrams[: max(UNPROVEN_DATAGRAMS - self._datagrams_in, 0)]
+            self._datagrams_in += len(datagrams)
+            if not datagrams:
+                return False
         began_s = time.thread_time()
-        with self._contained():
-            self.quic.receive_datagram(datagram, sender, now)
+        with self._contained:
+            for datagram in datagrams:
+                self.bytes_in += len(datagram)
+                self.quic.receive_datagram(datagram, sender, now)
         self.share.charge(time.thread_time() - began_s, now)
         return True
 
     def write(self, stream_id: int, data: bytes, *, end: bool) -> None:
         if not self.closed.is_set():
             self.share.earn(len(data))
-            with self._contained():
+            with self._contained:
                 self.quic.send_stream_data(stream_id, data, end_stream=end)
             self.pump()
 
@@ -262,14 +295,20 @@ class QuicLink:
                     await self.closed.wait()
                 if not self.closed.is_set() and trio.current_time() >= self._deadline:
                     began_s = time.thread_time()
-                    with self._contained():
-                        self.quic.handle_timer(trio.current_time() + TIMER_SLACK_S)
+                    self._handle_timer(trio.current_time())
                     self.pump()
                     spent_s = WAKE_S + time.thread_time() - began_s
                     self.share.charge(spent_s, trio.current_time())
         finally:
             self._timer = None
             self.close(CloseCode.LINK_OVER, "the node is stopping")
+
+    def _handle_timer(self, now: float) -> None:
+        with self._contained:
+            before = tuning.timeouts_in_a_row(self.quic)
+            self.quic.handle_timer(now + TIMER_SLACK_S)
+            if tuning.timeouts_in_a_row(self.quic) > before:
+                self._size.timed_out(now)
 
     # --- the pump -----------------------------------------------------------------------
 
@@ -294,31 +333,33 @@ class QuicLink:
 
     def pump(self) -> None:
         """Hand out events, transmit, move the deadline, wake writers."""
-        with self._contained():
+        with self._contained:
             self._dispatch()
             if self.closed.is_set():
                 return
-            self._transmit()
+            now = trio.current_time()
+            probes = self.trusted and self._size.deadline() <= now
+            if probes or not tuning.only_acknowledges(self.quic, now):
+                self._transmit_all()
             if (closing := tuning.closing(self.quic)) is not None:
-                self._end(_closure(*closing))
+                self.end(_closure(*closing))
                 return
             self._deadline = self.quic.get_timer() or math.inf
+            if self.trusted:
+                self._deadline = min(self._deadline, self._size.deadline())
         if self._timer is not None:
             self._timer.deadline = self._deadline
         for channel in self._channels.values():
             channel.wake_writers()
 
-    @contextmanager
-    def _contained(self) -> Iterator[None]:
-        """Whatever a datagram provokes inside the QUIC engine ends this link, not the node."""
-        try:
-            yield
-        except Exception:
-            log.exception("the QUIC engine failed; the link to %s ends", self.remote)
-            self._end(Closure(CloseCode.PROTOCOL_ERROR, "internal error", by_peer=False))
-
     def transmitted_bytes(self, stream_id: int) -> int | None:
         return tuning.transmitted_bytes(self.quic, stream_id)
+
+    def _transmit_all(self) -> None:
+        probe = self._size.update(trio.current_time()) if self.trusted else None
+        if probe is not None:  # first, or it would be taken for overtaken and lost
+            self._flush([probe], 1)
+        self._transmit()
 
     def _transmit(self, copies: int = 1) -> None:
         tuning.cap_backoff(self.quic)
@@ -328,6 +369,7 @@ class QuicLink:
                 self._flush(batch, copies)
                 batch = []
                 self._address = (address[0], address[1])  # aioquic followed the dialler
+                self._size.follow(self._address, trio.current_time())
             batch.append(datagram)
         self._flush(batch, copies)
 
@@ -355,7 +397,7 @@ class QuicLink:
                 case events.ConnectionIdRetired():
                     self.on_route(event.connection_id, False)
                 case events.ConnectionTerminated():
-                    self._end(_closure(event, by_peer=False))
+                    self.end(_closure(event, by_peer=False))
         self._check_limits()
 
     def _check_limits(self) -> None:
@@ -391,7 +433,7 @@ class QuicLink:
         if self.closure is not None:
             raise LinkClosed(self.closure.reason)
 
-    def _end(self, closure: Closure) -> None:
+    def end(self, closure: Closure) -> None:
         if self.closed.is_set():
             return
         self.closure = closure

@@ -24,6 +24,7 @@ from aioquic.quic.packet import (
 )
 from aioquic.quic.retry import QuicRetryTokenHandler
 
+from tunnels import quic_size
 from tunnels import quic_tuning as tuning
 from tunnels.allowance import Budget
 from tunnels.binding import Address, reason_of
@@ -34,14 +35,12 @@ from tunnels.handshake import Role
 from tunnels.identity import Identity, certificate_hash, certificate_peer
 from tunnels.link import Accept, CloseCode
 from tunnels.peer import Candidate, PeerId
+from tunnels.pmtu import BASE_BYTES
 from tunnels.quic import VIRTUAL_ADDRESS, QuicLink
+from tunnels.quic_size import DatagramSize
 
 ALPN = "mesh/1"
 QUIC_VERSION = QuicProtocolVersion.VERSION_1
-DATAGRAM_BYTES = 1350  # fits IPv6 over PPPoE and WireGuard without discovery
-# Between two nodes on one machine; below the 16383 that aioquic's packet headers can say. The
-# cost of QUIC in Python is per packet, so this is ten times the throughput.
-SAME_MACHINE_DATAGRAM_BYTES = 16000
 OWN_ADDRESSES_FRESH_S = 5.0
 CONGESTION_CONTROL = "reno"  # "cubic" measured the same within noise
 IDLE_TIMEOUT_S = 120.0  # a backstop: sessions notice silence much sooner
@@ -95,12 +94,15 @@ class QuicTransport:
             self._socket.on_quic = lambda _batch: None
 
     def _receive(self, datagrams: Batch) -> None:
-        touched: dict[QuicLink, None] = {}
+        runs: list[tuple[QuicLink, Address, list[bytes]]] = []
         for datagram, sender in datagrams:
             link = self._route(datagram, sender)
-            if link is not None and link.receive(datagram, sender):
-                touched[link] = None
-        for link in touched:
+            if link is None:
+                continue
+            if not runs or (link, sender) != runs[-1][:2]:
+                runs.append((link, sender, []))
+            runs[-1][2].append(datagram)
+        for link in {link: None for link, sender, run in runs if link.receive(run, sender)}:
             link.pump_charged()
 
     async def dial(self, candidate: Candidate, expect: PeerId) -> QuicLink:
@@ -167,7 +169,8 @@ class QuicTransport:
         if len(datagram) < 1 + CID_BYTES:
             return None
         if len(datagram) > MAX_REMOTE_DATAGRAM_BYTES and (
-            len(datagram) > SAME_MACHINE_DATAGRAM_BYTES or not self._is_this_machine(sender[0])
+            len(datagram) > quic_size.SAME_MACHINE_DATAGRAM_BYTES
+            or not self._is_this_machine(sender[0])
         ):
             return None
         if not datagram[0] & 0x80:  # a short header carries our connection id right away
@@ -241,7 +244,7 @@ class QuicTransport:
         )
         link = self._adopt(quic, Role.LISTENER, sender, charged_to=None if first_cid else cid)
         link.binding = self._identity.certificate_hash
-        link.receive(datagram, sender)
+        link.receive([datagram], sender)
         if link.closed.is_set() or not tuning.has_started(quic):
             self._door.leave(sender[0])
             return  # noise that looked like an Initial
@@ -267,7 +270,8 @@ class QuicTransport:
         """`charged_to`: in the network's place, where the address may be forged."""
         tuning.pace(quic, same_machine=self._is_this_machine(remote[0]))
         share = self._budget.share(charged_to or network_of(remote[0]))
-        link = QuicLink(quic, role, remote, self._socket.send, share)
+        size = DatagramSize(quic, remote, self._is_this_machine, trio.current_time())
+        link = QuicLink(quic, role, remote, self._socket.send, share, size)
         link.on_route = lambda cid, add: (
             self._route_add(link, cid) if add else self._route_drop(cid)
         )
@@ -305,7 +309,7 @@ class QuicTransport:
             congestion_control_algorithm=CONGESTION_CONTROL,
             connection_id_length=CID_BYTES,
             idle_timeout=IDLE_TIMEOUT_S,
-            max_datagram_size=SAME_MACHINE_DATAGRAM_BYTES if near else DATAGRAM_BYTES,
+            max_datagram_size=quic_size.SAME_MACHINE_DATAGRAM_BYTES if near else BASE_BYTES,
             max_data=tuning.LINK_WINDOW_BYTES,
             max_stream_data=tuning.STREAM_WINDOW_BYTES,
             supported_versions=[QUIC_VERSION],

@@ -34,6 +34,9 @@ _LINUX = sys.platform == "linux"
 _SOL_UDP = 17
 _UDP_SEGMENT = 103
 _UDP_GRO = 104
+_IP_MTU_DISCOVER = 10
+_IPV6_MTU_DISCOVER = 23
+_PMTUDISC_PROBE = 3
 _IP_RECVERR = 11
 _IPV6_RECVERR = 25
 _MSG_ERRQUEUE = 0x2000
@@ -88,7 +91,13 @@ class UdpSocket:
             sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+        # No datagram is cut in pieces on the way, whatever the kernel has heard of the path: how
+        # large they may be is found by trying (pmtu.py).
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
         if self._mapped:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
 
@@ -151,19 +160,19 @@ class UdpSocket:
             self._segments = error.errno == errno.EMSGSIZE  # this path only, not this socket
             for datagram in run:
                 self._send_run([datagram], to)
-        elif self.on_unreachable is not None:
+        elif self.on_unreachable is not None and error.errno != errno.EMSGSIZE:
             self.on_unreachable(to, reason_of(error.errno))
 
     # --- receiving ----------------------------------------------------------------------
 
     async def receive(self) -> Sequence[tuple[bytes, Address]]:
-        await trio.lowlevel.checkpoint()
         while True:
             if self._closed:
                 raise trio.ClosedResourceError
+            # Before looking: after a batch there is seldom more, and looking costs two calls.
+            await trio.lowlevel.wait_readable(self._socket)
             if batch := self._receive_ready():
                 return batch
-            await trio.lowlevel.wait_readable(self._socket)
 
     def _receive_ready(self) -> list[tuple[bytes, Address]]:
         batch: list[tuple[bytes, Address]] = []

@@ -31,7 +31,8 @@ import trio
 from tests.bench import attackers, members
 from tests.bench.attackers import Target
 from tests.bench.flooded import CHUNK, member, run_node
-from tunnels import PeerId, Session, quic_transport
+from tunnels import PeerId, Session, quic_size
+from tunnels.pmtu import LARGEST_V4_BYTES
 
 ATTACKS = attackers.ATTACKS | members.ATTACKS
 RESULT = Path(__file__).parents[2] / "docs" / "floods.md"
@@ -59,14 +60,14 @@ class Result:
 
 def flooded_node(pipe: Connection, core: int) -> None:
     _pin(core)
-    quic_transport.SAME_MACHINE_DATAGRAM_BYTES = quic_transport.DATAGRAM_BYTES
+    quic_size.SAME_MACHINE_DATAGRAM_BYTES = LARGEST_V4_BYTES
     run_node(pipe)
 
 
 def run_attack(pipe: Connection, name: str, target: Target, core: int) -> None:
     """Floods between each "start" and "stop"."""
     _pin(core)
-    quic_transport.SAME_MACHINE_DATAGRAM_BYTES = quic_transport.DATAGRAM_BYTES
+    quic_size.SAME_MACHINE_DATAGRAM_BYTES = LARGEST_V4_BYTES
 
     async def main() -> None:
         while await trio.to_thread.run_sync(pipe.recv) == "start":
@@ -250,7 +251,7 @@ def recorded(page: str) -> dict[str, str]:
 def main(names: tuple[str, ...], rounds: int, write: bool) -> None:
     """Each attack against one node, or only those in NAMES."""
     _pin(NODE_CORE)
-    quic_transport.SAME_MACHINE_DATAGRAM_BYTES = quic_transport.DATAGRAM_BYTES
+    quic_size.SAME_MACHINE_DATAGRAM_BYTES = LARGEST_V4_BYTES
     rows = {}
     for name in names or ATTACKS:
         result = run_one(name, rounds)

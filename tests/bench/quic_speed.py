@@ -24,7 +24,7 @@ from aioquic.asyncio.server import serve as serve_quic
 from aioquic.quic.configuration import QuicConfiguration
 
 from tests.bench.tunnels import LOOPBACK, MESSAGE, WARM_UP, process, said, verdict
-from tunnels import Candidate, Endpoint, Identity, PeerId, quic_transport
+from tunnels import Candidate, Endpoint, Identity, PeerId, quic_size
 
 DATAGRAM_BYTES = 1452
 ALPN = "bench"
@@ -106,7 +106,7 @@ class _OurPipe:
 
 
 def our_server(pipe: Connection) -> None:
-    quic_transport.SAME_MACHINE_DATAGRAM_BYTES = DATAGRAM_BYTES
+    quic_size.SAME_MACHINE_DATAGRAM_BYTES = DATAGRAM_BYTES
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -119,7 +119,7 @@ def our_server(pipe: Connection) -> None:
 
 
 def our_client(pipe: Connection, key: bytes, port: int) -> None:
-    quic_transport.SAME_MACHINE_DATAGRAM_BYTES = DATAGRAM_BYTES
+    quic_size.SAME_MACHINE_DATAGRAM_BYTES = DATAGRAM_BYTES
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 
 import trio
 
-from tunnels import Candidate, Endpoint, Identity, PeerId, Stream, quic_transport
+from tunnels import Candidate, Endpoint, Identity, PeerId, Stream, quic_size, quic_transport
 
 MESSAGE = bytes(range(256)) * 40  # 10 KB
 BULK_BYTES = 64 << 20
@@ -63,7 +63,7 @@ def serve(pipe: Connection, options: argparse.Namespace) -> None:
 
 def configure(options: argparse.Namespace) -> None:
     if options.datagram:
-        quic_transport.SAME_MACHINE_DATAGRAM_BYTES = options.datagram
+        quic_size.SAME_MACHINE_DATAGRAM_BYTES = options.datagram
     quic_transport.CONGESTION_CONTROL = options.congestion
 
 

@@ -90,7 +90,7 @@ async def run_first_datagram(data: bytes) -> object:
     socket.sent_bytes = 0
     for _ in range(2):
         link = transport._route(data, STRANGER)
-        if link is not None and link.receive(data, STRANGER):
+        if link is not None and link.receive([data], STRANGER):
             link.pump_charged()
     links = set(transport._links.values())
     check(len(links) <= 1, "one datagram makes one connection at most")

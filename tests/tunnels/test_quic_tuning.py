@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import ssl
+from typing import Any
 
 import pytest
 from aioquic.quic.configuration import QuicConfiguration
@@ -143,3 +144,77 @@ def test_a_timer_that_fires_at_its_moment_is_never_too_early(sent_s: float, dela
     """aioquic names the moment `sent + delay` and then asks whether `sent <= now - delay`."""
     fires_at_s = sent_s + delay_s + TIMER_SLACK_S
     assert sent_s <= fires_at_s - delay_s
+
+
+def test_an_answer_is_the_acknowledgement_too() -> None:
+    """Upstream sends one of each. Without the override the question is acknowledged apart."""
+    wire = Wire()
+    wire.settle()
+    question = wire.client.get_next_available_stream_id()
+    wire.client.send_stream_data(question, bytes(100))
+    for datagram, _ in wire.client.datagrams_to_send(wire.now):
+        wire.server.receive_datagram(datagram, ("client", 1), wire.now)
+    assert tuning.only_acknowledges(wire.server, wire.now)
+    wire.server.send_stream_data(question, bytes(100))
+    assert not tuning.only_acknowledges(wire.server, wire.now)
+    [(answer, _)] = wire.server.datagrams_to_send(wire.now)
+    wire.client.receive_datagram(answer, ("server", 1), wire.now)
+    assert wire.client._loss.bytes_in_flight == 0
+    later = wire.now + tuning.ACK_DELAY_S
+    assert wire.server.datagrams_to_send(later) == []
+    assert wire.client.get_timer() == pytest.approx(later)  # for the answer, if nothing is said
+
+
+def test_an_acknowledgement_alone_waits_and_can_be_hurried() -> None:
+    wire = Wire()
+    wire.settle()
+    stream_id = wire.client.get_next_available_stream_id()
+    wire.client.send_stream_data(stream_id, bytes(100))
+    wire.settle()  # the server widens the window of a new stream
+    wire.client.send_stream_data(stream_id, bytes(100))
+    for datagram, _ in wire.client.datagrams_to_send(wire.now):
+        wire.server.receive_datagram(datagram, ("client", 1), wire.now)
+    assert wire.server.datagrams_to_send(wire.now) == []
+    tuning.acknowledge_now(wire.server, wire.now)
+    assert not tuning.only_acknowledges(wire.server, wire.now)
+    assert len(wire.server.datagrams_to_send(wire.now)) == 1
+
+
+def test_windows_are_spoken_of_once_in_a_flight() -> None:
+    """Upstream asks before every packet whether a window is to be widened."""
+    wire = Wire()
+    wire.settle()
+    asked: list[int] = []
+    upstream = QuicConnection._write_connection_limits
+
+    def counted(quic: QuicConnection, builder: Any, space: Any) -> None:
+        asked.append(len(builder._packets))
+        upstream(quic, builder, space)
+
+    wire.client.send_stream_data(wire.client.get_next_available_stream_id(), bytes(10_000))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QuicConnection, "_write_connection_limits", counted)
+        assert len(wire.client.datagrams_to_send(wire.now)) > 1
+    assert asked == [0]
+
+
+def test_a_probe_of_the_size_is_lost_without_congestion_and_delivered_like_another() -> None:
+    wire = Wire()
+    wire.settle()
+    told: list[bool] = []
+    window = wire.client._loss.congestion_window
+    lost = tuning.size_probe(wire.client, 1472, wire.now, told.append)
+    assert len(lost) == 1472
+    wire.settle(400)  # its timeout
+    assert told == [False]
+    assert wire.client._loss.congestion_window >= window
+    assert wire.client.packets_lost == 0
+    assert wire.client._loss.bytes_in_flight == 0
+    heard = tuning.size_probe(wire.client, 1472, wire.now, told.append)
+    wire.server.receive_datagram(heard, ("client", 1), wire.now)
+    wire.settle()
+    assert told == [False, True]
+    tuning.set_datagram_bytes(wire.client, 1472)
+    wire.client.send_stream_data(wire.client.get_next_available_stream_id(), bytes(3000))
+    sizes = [len(datagram) for datagram, _ in wire.client.datagrams_to_send(wire.now)]
+    assert sizes[0] == 1472
