@@ -35,12 +35,14 @@ class Weather:
 
     delay_s: every datagram takes at least this long. jitter_s: and up to this much more, each
     its own, so that they overtake one another. loss, duplication: probabilities.
+    carries: larger datagrams get lost without a word.
     """
 
     delay_s: float = 0.01
     jitter_s: float = 0.0
     loss: float = 0.0
     duplication: float = 0.0
+    carries: int = 65535
 
 
 @dataclass(order=True)
@@ -115,6 +117,9 @@ class World:
                 self.lost += 1
                 return
             source, network = climbed
+        if len(datagram) > self.weather.carries:
+            self.lost += 1
+            return
         copies = 2 if self.dice.random() < self.weather.duplication else 1
         for _ in range(copies):
             if self.dice.random() < self.weather.loss:
