@@ -277,6 +277,7 @@ def only_acknowledges(quic: BoundedConnection, now: float) -> bool:
         and due_at > now
         and quic._network_paths[0].is_validated
         and quic._close_event is None
+        and quic._pacing_at is None  # its timer stands until the next transmission
         and not quic._probe_pending
         and not quic.has_data()
     )
