@@ -7,7 +7,6 @@ socket uses. All else is dropped.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 
 import trio
@@ -77,13 +76,12 @@ class SharedSocket:
             socket.close()
 
     async def _run_adopted(self, socket: DatagramSocket) -> None:
-        with contextlib.suppress(trio.ClosedResourceError):
+        try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(socket.flush)
-                try:
-                    await self._receive(socket)
-                finally:
-                    nursery.cancel_scope.cancel()
+                await self._receive(socket)
+        except* trio.ClosedResourceError:
+            pass  # another took its place
 
     async def _receive(self, socket: DatagramSocket) -> None:
         while True:

@@ -177,6 +177,8 @@ class Peer:
         assert self._stream is not None
         with trio.move_on_after(within_s):
             while _is_relayed(session):
+                if session.closed.is_set():
+                    raise TunnelError(f"the session has ended: {session.close_reason}")
                 await session.wait_links_changed()
         at_s = time.monotonic()
         await _there_and_back(self._stream)

@@ -37,7 +37,13 @@ class Pair:
 
 @asynccontextmanager
 async def joined(
-    folder: Path, printer: str, joiner: str, *, spoilt: bool = False, **options: Any
+    folder: Path,
+    printer: str,
+    joiner: str,
+    *,
+    spoilt: bool = False,
+    relay: bool = False,
+    **options: Any,
 ) -> AsyncIterator[Pair]:
     """spoilt: larger packets than HOLE_BYTES vanish from the beginning."""
     require("coturn", can_run("turnserver"), "needs turnserver (./just setup)")
@@ -48,7 +54,7 @@ async def joined(
         ):
             if spoilt:
                 sites[-1].swallow_above(HOLE_BYTES)
-            await start(alice, bob, **options)
+            await start(alice, bob, relay=stations.relay if relay else None, **options)
             await bob.ask("join", token=await alice.ask("token"))
             yield Pair(sites[0], sites[-1], alice, bob)
 
@@ -58,6 +64,19 @@ async def test_a_stream_goes_on_when_the_router_has_forgotten_its_mapping(
     tmp_path: Path, kind: str
 ) -> None:
     async with joined(tmp_path, "open", kind) as pair:
+        pair.bob_site.forget_mappings()
+        await pair.bob.ask("carry", size_bytes=1000)
+
+
+@pytest.mark.parametrize("kind", ["home", "sym"])
+async def test_a_stream_on_a_punched_way_goes_on_when_a_router_has_forgotten_it(
+    tmp_path: Path, kind: str
+) -> None:
+    """A symmetric one gives another port then, which the other router lets nobody in from: the
+    relay carries on, until guessing is allowed again."""
+    async with joined(tmp_path, "home", kind, relay=True) as pair:
+        alice = (await pair.alice.ask("token"))["peer"]
+        assert not (await pair.bob.ask("direct", peer=alice, within_s=60))["relayed"]
         pair.bob_site.forget_mappings()
         await pair.bob.ask("carry", size_bytes=1000)
 

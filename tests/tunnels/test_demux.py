@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import trio
+import trio.testing
 
 from tests.lab.datagrams import FakeHost, World
 from tunnels.binding import Address
 from tunnels.demux import MAX_ADOPTED, PROBE_BYTE, Batch, SharedSocket
+from tunnels.udp import bind
 
 STUN = bytes.fromhex("0001 0000 2112a442") + bytes(12)
 QUIC = b"\x40 a short header"
@@ -95,3 +97,20 @@ async def test_adopted_sockets_are_bounded_and_closed_with_the_rest(
     shared.close()
     for port in (5000, 7000, 6002, 6000 + MAX_ADOPTED):
         host.bind(None, port).close()
+
+
+async def test_a_real_socket_that_gives_way_to_another_does_no_harm(nursery: trio.Nursery) -> None:
+    """The way to a peer is found again, while the socket of the last time is still listened to."""
+    shared = SharedSocket(bind("127.0.0.1", 0))
+    heard = _Heard(shared)
+    there = bind("127.0.0.1", 0)
+    nursery.start_soon(shared.run)
+    for count in (1, 2):
+        ours = bind("127.0.0.1", 0)
+        shared.adopt(ours, there.local)
+        there.send([QUIC], ours.local)
+        assert await heard.until(count) == [("quic", QUIC, there.local)] * count
+        await trio.testing.wait_all_tasks_blocked()
+    nursery.cancel_scope.cancel()
+    there.close()
+    shared.close()
