@@ -7,9 +7,13 @@ from pathlib import Path
 import trio
 import trio.testing
 
-from meshnode.whereabouts import PAUSE_S, Whereabouts
+from meshnode.whereabouts import PAUSE_S, Whereabouts, network_row
+from tests.lab.datagrams import World
 from tests.lab.parties import Party, parties, recorded_messages
 from tunnels import Candidate, PeerId
+from tunnels.nat import NatFacts
+from tunnels.outside import OutsideView
+from tunnels.peer import NatKind
 
 Clock = trio.testing.MockClock
 SOON_S = 40
@@ -73,3 +77,12 @@ async def test_a_change_that_is_none_is_not_told(tmp_path: Path, autojump_clock:
         hellos = [message for message in sent if message.service == "hello"]
         rounds = 40 / 10 + 1
         assert 0 < len(hellos) <= 4 * rounds, "four messages a hello"
+
+
+async def test_the_status_says_how_the_node_looks_from_outside() -> None:
+    view = OutsideView(World().host("192.168.1.2"), None)
+    view._facts[4] = NatFacts(NatKind.EASY, (("203.0.113.5", 4433),), True)
+    assert network_row(view) == {
+        "ipv4": {"nat": "easy", "seen_at": ["203.0.113.5:4433"], "keeps_port": True},
+        "ipv6": {"nat": "unknown", "seen_at": [], "keeps_port": None},
+    }
