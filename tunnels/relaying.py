@@ -85,10 +85,18 @@ class Relaying:
 
     def candidates(self, direct: Sequence[Candidate]) -> list[Candidate]:
         """What is to be told beside our `direct` ones. A relay says of itself that it is one by a
-        way to itself through itself."""
+        way to itself through itself; and it may be reached over TCP wherever it is over UDP: a
+        cloud that translates its address lets in what its owner has opened."""
         found = [] if self._transport is None else self._transport.candidates()
         if self._carries is Carries.TRAFFIC and direct:
             found.append(replace(direct[0], transport=KIND, via=self._me))
+            ports = {one.port for one in direct if one.transport == "tcp" and one.kind == "host"}
+            seen = {one.host for one in direct if one.kind == "reflexive"}
+            found += [
+                Candidate("tcp", host, port, "reflexive")
+                for host in sorted(seen)
+                for port in sorted(ports)
+            ]
         return found
 
 

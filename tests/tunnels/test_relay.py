@@ -142,6 +142,20 @@ async def test_a_relay_is_named_in_what_its_members_list(clock: object) -> None:
         assert pair.bob.endpoint.candidates() == []
 
 
+async def test_a_relay_in_a_cloud_lists_its_tcp_ports_where_it_is_seen_from_outside(
+    clock: object,
+) -> None:
+    async with two_nodes() as pair:
+        assert pair.rita is not None
+        rita = pair.rita.endpoint
+        seen = Candidate("quic", "203.0.113.5", 7001, "reflexive")
+        rita.add_candidates(lambda: [seen])
+        tcp = rita.bound_ports()["tcp"]
+        assert Candidate("tcp", "203.0.113.5", tcp, "reflexive") in rita.candidates()
+        pair.bob.endpoint.add_candidates(lambda: [seen])
+        assert [one.transport for one in pair.bob.endpoint.candidates()] == ["relay"]
+
+
 async def test_nothing_of_what_is_said_can_be_read_at_the_relay(
     monkeypatch: pytest.MonkeyPatch, clock: object
 ) -> None:
