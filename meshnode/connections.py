@@ -282,6 +282,7 @@ class Connections:
         session.welcome()
         self.circle.tried(peer, well=True)
         self._met.add(peer)
+        self._try_through(peer)
         name, stats = self._membership.member_name(peer), session.stats
         text = f"connected to {name} ({peer.short}) over {stats.link_kind} at {stats.remote}"
         self._emit(Event(Kind.PEER, text, {"peer": str(peer), "name": name, "up": True}))
@@ -295,6 +296,13 @@ class Connections:
         while peer in self._under_way and not self._membership.is_introduced(peer):
             with trio.move_on_after(LOOK_AGAIN_S):
                 await self._membership.changed.wait()
+
+    def _try_through(self, relay: PeerId) -> None:
+        """Whoever waits to be dialled again, and is reached through this relay, waits no longer."""
+        for peer, pause in self._pauses.items():
+            member = self._membership.member(peer)
+            if member is not None and any(one.via == relay for one in member.candidates):
+                pause.cancel()
 
     async def _try_member(self, peer: PeerId) -> bool:
         """Whether the member could be reached, and is introduced now."""

@@ -23,6 +23,7 @@ from discovery.grants import (
 from discovery.invites import InviteRefused
 from discovery.token import ID_BYTES, SECRET_BYTES, Secret, Token, encode
 from meshnode.crash_points import reached
+from meshnode.discretion import fit_for
 from meshnode.errors import AccessError, BadMessage
 from meshnode.introduction import MAX_CANDIDATES
 from meshnode.ledger import Ledger
@@ -69,7 +70,7 @@ class Joining:
             role=role,
             expires_at=int(now) + lifetime_s,
             uses=uses,
-            candidates=tuple(candidates)[:MAX_CANDIDATES],
+            candidates=fit_for(ledger, candidates, (own.mesh,))[:MAX_CANDIDATES],
         )
         encode(token)
         ledger.invites.forget_old(now)

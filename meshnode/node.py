@@ -17,6 +17,7 @@ from discovery.invites import MAX_USES
 from discovery.portmap import PortMap, PortMapStatus, describe
 from discovery.token import Token, encode
 from meshnode.administration import OPERATIONS, Administration
+from meshnode.circle import LENDS, RELAYS_FOR_OTHERS
 from meshnode.config import (
     DEFAULT_INVITE_LIFETIME_S,
     DEFAULT_INVITE_USES,
@@ -93,7 +94,8 @@ class Node:
         self._connections = Connections(self._endpoint, self._membership, emit)
         self._connections.circle.borrows = serve is not None
         record = self._membership.record
-        record.roles = (*(("lend",) if lend else ()), *(("serve",) if serve else ()))
+        roles = {LENDS: lend, "serve": serve, RELAYS_FOR_OTHERS: config.relays}
+        record.roles = tuple(role for role, has in roles.items() if has)
         record.round_trips = self._round_trips
         self._peers = Peers(self._endpoint, self._membership, self._connections, emit)
         self._connections.replies.wait_s = config.accept_wait_s

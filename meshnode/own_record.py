@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from discovery.distances import Distance, step_of, tag
 from discovery.roster import MAX_DISTANCES, Member
+from meshnode.discretion import fit_for_all
 from meshnode.introduction import MAX_CANDIDATES
 from meshnode.ledger import Ledger
 from tunnels import Candidate, PeerId
@@ -43,7 +44,7 @@ class OwnRecord:
     def current(self, candidates: Iterable[Candidate], *, at_leisure: bool = False) -> Member:
         """The word that holds now, with these places. at_leisure: the last one will do, where it
         is no older than CHANGES_EVERY_S."""
-        places = tuple(candidates)[:MAX_CANDIDATES]
+        places = fit_for_all(self._ledger, candidates)[:MAX_CANDIDATES]
         stands_on = (self._name(), places, self.roles, self.payload, self._ledger.own_grants())
         word, age_s = self._word, abs(self._ledger.now() - self._signed_at)
         if word is not None:

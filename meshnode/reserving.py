@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import trio
 
+from meshnode.circle import RELAYS_FOR_OTHERS
 from meshnode.membership import Membership
 from tunnels import Candidate, Endpoint, PeerId, Session, TunnelError
 from tunnels.handshake import Role
@@ -64,7 +65,8 @@ class Reserving:
                 continue
             if known.parting or best.kind == KIND:
                 continue
-            if relays_for_others(member.candidates, known.peer):
+            says_so = RELAYS_FOR_OTHERS in member.roles
+            if says_so or relays_for_others(member.candidates, known.peer):
                 relays.append(session)
             elif best.role is Role.DIALLER:  # others may be able to dial it, too
                 introducers.append(session)

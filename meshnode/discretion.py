@@ -1,0 +1,27 @@
+"""Members of one mesh hear nothing of another: a way through a relay names a member of a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from meshnode.ledger import Ledger
+from tunnels import Candidate
+
+
+def fit_for(
+    ledger: Ledger, candidates: Iterable[Candidate], meshes: Collection[bytes]
+) -> tuple[Candidate, ...]:
+    """Those of our candidates that members of `meshes` may hear: through relays that are members
+    in each of these, since who hears of a node in one mesh passes it on in the others."""
+    us = ledger.identity.peer
+    return tuple(
+        one
+        for one in candidates
+        if one.via in (None, us)
+        or (meshes and all(ledger.shown(mesh, one.via) is not None for mesh in meshes))
+    )
+
+
+def fit_for_all(ledger: Ledger, candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """Those that members of any mesh of ours may hear, as far as it has other members."""
+    return fit_for(ledger, candidates, [one for one in ledger.meshes() if ledger.members_of(one)])
