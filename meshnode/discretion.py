@@ -23,5 +23,10 @@ def fit_for(
 
 
 def fit_for_all(ledger: Ledger, candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
-    """Those that members of any mesh of ours may hear, as far as it has other members."""
-    return fit_for(ledger, candidates, [one for one in ledger.meshes() if ledger.members_of(one)])
+    """Those that members of any mesh of ours may hear. Our own counts once it has any."""
+    own = ledger.own_mesh
+    return fit_for(
+        ledger,
+        candidates,
+        [mesh for mesh in ledger.meshes() if mesh != own or ledger.members_of(mesh)],
+    )

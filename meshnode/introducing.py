@@ -23,6 +23,7 @@ import trio
 from discovery.grants import encode_grant
 from discovery.revocations import Revocation
 from discovery.roster import Member
+from meshnode.discretion import fit_for
 from meshnode.errors import AccessError, BadMessage
 from meshnode.introduction import (
     MAX_HELLO_GRANTS,
@@ -124,9 +125,9 @@ class Introductions:
             await messages.send(page)
         return {one.digest for one in said}
 
-    def _hello(self, candidates: Iterable[Candidate], meshes: Iterable[bytes]) -> dict[str, Any]:
+    def _hello(self, candidates: Iterable[Candidate], meshes: Collection[bytes]) -> dict[str, Any]:
         own = [self._ledger.grant(mesh) for mesh in sorted(meshes)[:MAX_HELLO_GRANTS]]
-        word = self._membership.record.current(candidates)
+        word = self._membership.record.current(fit_for(self._ledger, candidates, meshes))
         grants = [encode_grant(grant) for grant in own if grant is not None]
         return member_message(word) | {"grants": grants}
 
