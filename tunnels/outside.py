@@ -28,6 +28,7 @@ from tunnels.stun_port import StunPort
 
 CHECK_S = 60.0
 CHECK_AGAIN_S = 10.0  # while nobody answers
+SILENT_CHECKS = 3  # before that is news
 KEEP_ALIVE_S = 25.0
 RESOLVE_S = 5.0
 NAMES_FRESH_S = 600.0
@@ -92,6 +93,7 @@ class OutsideView:
         self._resolve = resolve
         self._names: dict[Server, _Resolved] = {}
         self._facts = dict.fromkeys(VERSIONS, NatFacts())
+        self._silent = dict.fromkeys(VERSIONS, 0)  # checks in a row
         self._bound_host = ""
         self._check_now = trio.Event()
 
@@ -124,6 +126,7 @@ class OutsideView:
     def check_now(self) -> None:
         """The network has changed: what we know may be wrong."""
         self._names.clear()
+        self._silent = dict.fromkeys(VERSIONS, SILENT_CHECKS)
         self._check_now.set()
 
     async def run(self, socket: SharedSocket | None) -> None:
@@ -163,7 +166,15 @@ class OutsideView:
                     nursery.start_soon(self._hear, port, peer)
         self.unresolved = tuple(one for one in servers if one in unresolved)
         for version in VERSIONS:
-            self._learn(version, self._judged(version, port.local[1]))
+            facts = self._judged(version, port.local[1])
+            self._silent[version] = 0 if facts.answered else self._silent[version] + 1
+            if not self._may_be_an_outage(version, facts):
+                self._learn(version, facts)
+
+    def _may_be_an_outage(self, version: int, facts: NatFacts) -> bool:
+        """Who answered before may be silent for a while: then what was known stands."""
+        was_answered = facts.asked and self._facts[version].answered
+        return bool(was_answered) and 0 < self._silent[version] < SILENT_CHECKS
 
     async def _places_of(self, server: Server) -> Sequence[Address]:
         """Those of last time when it cannot be looked up."""
@@ -205,7 +216,7 @@ class OutsideView:
 
     async def _hold(self, port: StunPort) -> None:
         """Until it is time to check, or there is a reason to. Keeps what a NAT knows of us."""
-        answered = any(facts.answered for facts in self._facts.values())
+        answered = any(self.answers.values())
         until_s = trio.current_time() + (CHECK_S if answered else CHECK_AGAIN_S)
         while not self._check_now.is_set() and (now := trio.current_time()) < until_s:
             with trio.move_on_at(min(now + KEEP_ALIVE_S, until_s)) as pause:

@@ -292,6 +292,52 @@ async def test_while_nobody_answers_they_are_asked_again_soon(
         assert trio.current_time() - since_s <= outside.CHECK_AGAIN_S + 1
 
 
+async def test_an_outage_changes_nothing_of_what_is_known(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with lab() as world:
+        world.add_server(A)
+        world.add_server(B)
+        view, nat = world.view("easy", [A, B])
+        await view.checked.wait()
+        changed, before = view.changed, view.candidates()
+        nat.blocks_udp = True
+        await trio.sleep(KEEP_ALIVE_S + 10)
+        nat.blocks_udp = False
+        await trio.sleep(CHECK_S)
+        assert not changed.is_set()
+        assert view.candidates() == before
+
+
+async def test_a_network_that_begins_to_block_is_found_out_after_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with lab() as world:
+        world.add_server(A)
+        world.add_server(B)
+        view, nat = world.view("easy", [A, B])
+        await view.checked.wait()
+        nat.blocks_udp, changed, since_s = True, view.changed, trio.current_time()
+        await changed.wait()
+        assert view.facts(4).kind is NatKind.BLOCKED
+        assert 20 < trio.current_time() - since_s < 2 * CHECK_S
+
+
+async def test_another_network_that_blocks_is_believed_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with lab() as world:
+        world.add_server(A)
+        world.add_server(B)
+        view, nat = world.view("easy", [A, B])
+        await view.checked.wait()
+        nat.blocks_udp, changed, since_s = True, view.changed, trio.current_time()
+        view.check_now()
+        await changed.wait()
+        assert view.facts(4).kind is NatKind.BLOCKED
+        assert trio.current_time() - since_s < 5
+
+
 async def test_a_check_that_finds_what_was_known_is_no_change(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
