@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.fuzz import (
     discovery_parsers,
+    gossip_parsers,
     mdns_parsers,
     members_parsers,
     meshnode_parsers,
@@ -20,7 +21,7 @@ PARSERS: dict[str, Parser] = {
     for module in (
         *(tunnels_parsers, probe_parsers, quic_parsers, webrtc_parsers),
         *(discovery_parsers, mdns_parsers, portmap_parsers),
-        *(members_parsers, meshnode_parsers),
+        *(members_parsers, gossip_parsers, meshnode_parsers),
     )
     for parser in module.PARSERS
 }

@@ -14,7 +14,9 @@ from discovery.revocations import MAX_SPARED, REMEMBERED_S, Kind, Revocation
 from discovery.roster import Member
 from meshnode.errors import BadMessage
 from meshnode.introduction import (
+    MAX_CANDIDATES,
     MAX_HELLO_GRANTS,
+    MAX_NAME_CHARS,
     MAX_RECORDS,
     member_message,
     parse_grants_untrusted,
@@ -29,6 +31,7 @@ from tunnels.identity import Identity
 from tunnels.peer import Candidate, PeerId
 
 ANN = PeerId(bytes(32))
+NEAR = b"8 bytes!"
 PLACE = ["quic", "fe80::1%eth0", 4433]
 
 
@@ -144,6 +147,53 @@ def test_records_of_others_are_read() -> None:
     assert grant.peer == ANN
     ((late, _),) = parse_records_untrusted({"records": [record(seq=10**9)]}, 100)
     assert late.last_seen == 100, "no later than now"
+
+
+def test_what_a_record_says_besides_is_read() -> None:
+    more: dict[str, object] = {"payload": b"more", "roles": ["lend"], "distances": [[NEAR, 3]]}
+    member = parse_member_untrusted(ANN, said(**more), 0)
+    assert (member.payload, member.roles) == (b"more", ("lend",))
+    assert member.distances == ((NEAR, 3),)
+    assert parse_member_untrusted(ANN, member_message(member), 0) == member
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"payload": "text"},
+        {"payload": bytes(513)},
+        {"roles": "lend"},
+        {"roles": [7]},
+        {"roles": ["two words"]},
+        {"distances": 7},
+        {"distances": [7]},
+        {"distances": [[NEAR]]},
+        {"distances": [[NEAR, "3"]]},
+        {"distances": [["text", 3]]},
+        {"distances": [[NEAR, 10**30]]},
+    ],
+)
+def test_what_a_record_says_in_another_shape_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(BadMessage):
+        parse_member_untrusted(ANN, said(**changes), 0)
+
+
+def test_a_page_of_the_largest_records_is_one_message() -> None:
+    place = ["r" * MAX_NAME_CHARS, "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", 65535, bytes(32)]
+    largest = record(
+        name="n" * MAX_NAME_CHARS,
+        candidates=[place] * MAX_CANDIDATES,
+        payload=bytes(512),
+        roles=["x" * 16] * 8,
+        distances=[[NEAR, 13]] * 16,
+        seq=2**62,
+    )
+    grant = largest["grant"]
+    assert isinstance(grant, bytes)
+    pairs = parse_records_untrusted({"records": [largest] * MAX_RECORDS}, 100)
+    (page,) = record_pages(pairs)
+    longer_chains = MAX_RECORDS * 2 * len(grant)
+    assert len(cbor2.dumps(page)) + longer_chains < SMALL_MESSAGE_BYTES
 
 
 def test_records_survive_their_paging() -> None:
