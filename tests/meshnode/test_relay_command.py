@@ -21,7 +21,7 @@ from meshnode.control import ask_node
 from meshnode.errors import MeshError
 
 USAGE, NETWORK = 2, 4
-PATIENCE_S = 60.0
+PATIENCE_S = 150.0
 LOOK_AGAIN_S = 0.2
 
 

@@ -12,7 +12,7 @@ from discovery.grants import Role
 from discovery.token import encode, parse_untrusted
 from meshnode.whereabouts import Whereabouts
 from tests.lab.datagrams import World
-from tests.lab.parties import Party, party, run_all, world_of_parties
+from tests.lab.parties import Party, party, recorded_messages, run_all, world_of_parties
 from tunnels.relay import Carries
 from tunnels.relay_caps import Standing
 
@@ -95,6 +95,28 @@ async def test_through_the_relay_two_find_the_straight_path_that_there_is(
         assert ben.session(ann).stats.link_kind == "relay"
         await trio.sleep(10)
         assert ben.session(ann).stats.link_kind == "quic"
+
+
+async def test_a_relay_is_named_to_members_of_its_own_mesh_alone(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    async with apart(tmp_path) as (world, rita, ann, ben), AsyncExitStack() as stack:
+        await ann.connections.join(rita.invite())
+        await trio.sleep(5)
+        [*_, held] = ann.endpoint.relaying.reservations()
+        assert held.relay == rita.peer
+        eve = await stack.enter_async_context(party(tmp_path, world.host("11.0.0.7"), "eve"))
+        run(eve)
+        assert parse_untrusted(encode(ann.invite())).relays == (), "into the mesh ann founded"
+        with recorded_messages() as sent:
+            await ann.connections.join(eve.invite())
+            await ben.connections.join(eve.invite())
+            await trio.sleep(60)
+        assert ann.knows(eve)
+        for hearer in (eve, ben):
+            told = [message for message in sent if message.to == hearer.peer]
+            assert told
+            assert not any(message.mentions(rita.peer.key) for message in told)
 
 
 async def test_a_relay_that_restarts_is_used_again_within_seconds(
