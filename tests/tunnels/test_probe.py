@@ -391,6 +391,16 @@ def test_an_answer_counts_once_and_only_from_where_the_question_went() -> None:
     assert alice.outcome.rtt_s == pytest.approx(0.2 - 0.03 - SETTLE_S)
 
 
+def test_an_answer_said_again_does_not_make_a_way_look_longer() -> None:
+    alice = alone(DIALLER, [BOB, NEAR])
+    asked = alice.asked()
+    alice.answer(asked[BOB], BOB, 0.03)
+    alice.answer(asked[NEAR], NEAR, 0.05)
+    alice.answer(asked[BOB], BOB, 0.13)
+    alice.side.handle_timer(0.03 + SETTLE_S)
+    assert list(alice.asked(Kind.NOMINATE)) == [BOB]
+
+
 def test_an_answer_to_no_question_is_nothing() -> None:
     alice = alone(DIALLER)
     alice.answer(Message(Kind.PONG, b"whatever", ALICE), BOB, 0.1)
@@ -510,6 +520,16 @@ def test_a_fan_stays_open_while_the_other_side_is_waited_for() -> None:
     assert max(after - before for before, after in itertools.pairwise(asked_s)) < 30
     assert both.bytes_to(BOB[0]) / 130 < 1500
     assert len(hard._asked) < 2 * FAN_SOCKETS
+
+
+def test_the_first_answer_ends_a_salvo() -> None:
+    bob = alone(LISTENER, [], salvo=spray(ALICE[0], 1))
+    bob.side.handle_timer(SALVO_AFTER_S)
+    port, question = next(iter(bob.asked().items()))
+    bob.answer(question, port, SALVO_AFTER_S + 0.01)
+    while bob.side.next_deadline() < math.inf:
+        bob.side.handle_timer(bob.side.next_deadline())
+    assert bob.asked() == {}
 
 
 def test_a_salvo_that_is_not_permitted_is_not_fired() -> None:
