@@ -33,7 +33,7 @@ from tunnels.meeting import Meeting
 from tunnels.peer import NatKind
 from tunnels.probe import Failed, Found, Plan, Probe, Send, State
 from tunnels.probe_wire import Way, label_of_untrusted
-from tunnels.salvo import FAN_SOCKETS, Salvo, fan, spray
+from tunnels.salvo import FAN_SOCKETS, Salvo, fan, hold, spray
 from tunnels.udp import DatagramSocket
 
 LINGER_S = 10.0  # for which a search that found is still answered
@@ -122,7 +122,7 @@ class Puncher:
         first = int.from_bytes(self._entropy(4), "big")
         if kinds[0] is NatKind.HARD:
             return fan(aim, _fan_sockets())
-        return spray(aim[0], first)
+        return (hold if meeting.patience_s else spray)(aim[0], first)
 
     def _may_fire(self, salvo: Salvo) -> bool:
         now = trio.current_time()

@@ -34,6 +34,7 @@ FAN_PER_S = 2560.0
 AGAIN_S = 20.0  # NATs forget what was not answered after 30 s
 SPRAYED_PORTS = 2048
 SPRAY_PER_S = 683.0
+HELD_PORTS = 1024
 FIRST_PORT = 1024  # NATs give out this one and those above
 PORTS = 65536 - FIRST_PORT
 # The golden section of PORTS, and coprime to it: walked by this stride, ports lie evenly, however
@@ -61,5 +62,13 @@ def fan(to: Address, sockets: int = FAN_SOCKETS) -> Salvo:
 
 def spray(host: str, first: int) -> Salvo:
     """To ports of the hard side's host. first: any number; where the walk begins."""
-    ports = (FIRST_PORT + (first + n * PORT_STRIDE) % PORTS for n in range(SPRAYED_PORTS))
-    return Salvo(host, [Way((host, port)) for port in ports], SPRAY_PER_S, AGAIN_S)
+    return Salvo(host, _walk(host, first, SPRAYED_PORTS), SPRAY_PER_S)
+
+
+def hold(host: str, first: int) -> Salvo:
+    """A spray of who waits for the hard side to begin."""
+    return Salvo(host, _walk(host, first, HELD_PORTS), SPRAY_PER_S, AGAIN_S)
+
+
+def _walk(host: str, first: int, count: int) -> list[Way]:
+    return [Way((host, FIRST_PORT + (first + n * PORT_STRIDE) % PORTS)) for n in range(count)]

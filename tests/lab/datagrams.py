@@ -70,6 +70,7 @@ class World:
         self._asked: set[tuple[Address, Address]] = set()
         self.listeners: dict[Address, FakeListener] = {}
         self.internet: Internet | None = None  # None: each host sees every other
+        self.seed = seed
         self.dice = random.Random(seed)
         self._sockets: dict[Address, FakeSocket] = {}
         self._flights: list[_Flight] = []

@@ -12,12 +12,13 @@ counts, as it does outside.
 
 What the kinds do is RFC 4787's: mapping (4.1) and filtering (5). Ports are kept where they are
 free, by SYMMETRIC never. Every mapping, every permission to come in, is forgotten after `timeout_s`
-of silence. The dice are the world's.
+of silence. Each router has dice of its own: what others do does not change how its own fall.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -78,6 +79,7 @@ class Router:
         self._inside: dict[tuple[int, Address | None], Address] = {}  # behind it
         self._alive = Memory(self.timeout_s)
         self._keeps_ports = True
+        self.dice = random.Random()
 
     def rebind(self) -> None:
         """All mappings are forgotten, and new ones get other ports: as after a restart."""
@@ -93,7 +95,7 @@ class Router:
 
     # --- out ----------------------------------------------------------------------------
 
-    def outbound(self, world: World, source: Address, target: Address) -> Address | None:
+    def outbound(self, source: Address, target: Address) -> Address | None:
         """The source as the network above sees it."""
         if self.blocks_udp:
             return None
@@ -103,7 +105,7 @@ class Router:
         mapping = (source, self._remote(target))
         if mapping not in self._alive:
             self._let_go(mapping)
-            port = self._free_port(world, source[1], self._remote(target))
+            port = self._free_port(source[1], self._remote(target))
             self._ports[mapping] = port
             self._inside[port, self._remote(target)] = source
         port = self._ports[mapping]
@@ -121,12 +123,12 @@ class Router:
         if (port := self._ports.pop(mapping, None)) is not None:
             self._inside.pop((port, mapping[1]), None)
 
-    def _free_port(self, world: World, wanted: int, remote: Address | None) -> int:
+    def _free_port(self, wanted: int, remote: Address | None) -> int:
         port = wanted
         if self.kind is Kind.SYMMETRIC or not self._keeps_ports:
-            port = world.dice.randint(FIRST_PORT, LAST_PORT)
+            port = self.dice.randint(FIRST_PORT, LAST_PORT)
         while self._is_taken(port, remote):
-            port = world.dice.randint(FIRST_PORT, LAST_PORT)
+            port = self.dice.randint(FIRST_PORT, LAST_PORT)
         return port
 
     def _is_taken(self, port: int, remote: Address | None) -> bool:
@@ -204,6 +206,7 @@ class Internet:
 
     def network(self, router: Router, above: Network | None = None) -> Network:
         above = above or self.top
+        router.dice.seed(f"{self.world.seed} {router.address}")
         network = Network(router, above)
         above.below.append(network)
         return network
@@ -242,7 +245,7 @@ class Internet:
         while not network.sees(target[0]):
             if network.router is None or network.above is None:
                 return None
-            seen = network.router.outbound(self.world, source, target)
+            seen = network.router.outbound(source, target)
             turned_back = target[0] == network.router.address
             if seen is None or (turned_back and not network.router.hairpin):
                 return None

@@ -31,7 +31,7 @@ from tunnels.probe import (
     State,
 )
 from tunnels.probe_wire import PROBE_BYTES, Kind, Message, Way, direction_key
-from tunnels.salvo import FAN_SOCKETS, PORTS, SPRAYED_PORTS, Salvo, fan, spray
+from tunnels.salvo import FAN_SOCKETS, PORTS, SPRAYED_PORTS, Salvo, fan, hold, spray
 
 SECRET = b"s" * 32
 ALICE, BOB = ("11.0.0.1", 4001), ("11.0.0.2", 4002)
@@ -507,19 +507,24 @@ def test_a_salvo_is_bounded_also_where_nothing_ever_answers() -> None:
     assert "nothing from" in both.failed(DIALLER)
 
 
-def test_a_fan_stays_open_while_the_other_side_is_waited_for() -> None:
-    """The hard side has patience, and the easy one sprays when it is told to begin."""
-    sight = HardAndEasy(DIALLER, 3)
-    hard = probe(DIALLER, [BOB], salvo=fan(BOB), patience_s=300.0)
-    easy = probe(LISTENER, [ALICE], salvo=spray(ALICE[0], 5), starts_s=130.0)
-    both = Search(hard, easy, sight)
+@pytest.mark.parametrize("waits_as", ["hard", "easy"])
+def test_ports_stay_open_while_the_other_side_is_waited_for(waits_as: str) -> None:
+    """The dialler has patience; the listener fires its salvo when it is told to begin."""
+    salvo, answer, hard = (fan(BOB), spray(ALICE[0], 5), DIALLER)
+    if waits_as == "easy":
+        salvo, answer, hard = hold(BOB[0], 5), fan(ALICE), LISTENER
+    patient = probe(DIALLER, [BOB], salvo=salvo, patience_s=300.0)
+    other = probe(LISTENER, [ALICE], salvo=answer, starts_s=130.0)
+    both = Search(patient, other, HardAndEasy(hard, 3))
     both.run(400)
-    assert both.found(DIALLER).way.via > 0
-    assert 130 < both.decided_at_s[DIALLER] < 133
-    asked_s = [at_s for at_s, way in both.sent[DIALLER] if way.via == 1]
+    assert 130 < both.decided_at_s[DIALLER] < 134
+    assert isinstance(both.decided[DIALLER], Found)
+    way = salvo.ways[-1]
+    asked_s = [at_s for at_s, one in both.sent[DIALLER] if one == way and at_s < 130]
+    assert len(asked_s) > 4
     assert max(after - before for before, after in itertools.pairwise(asked_s)) < 30
-    assert both.bytes_to(BOB[0]) / 130 < 1500
-    assert len(hard._asked) < 2 * FAN_SOCKETS
+    assert both.bytes_to(BOB[0]) / 130 < (1500 if waits_as == "hard" else 5000)
+    assert len(patient._asked) < 2 * len(salvo.ways)
 
 
 def test_the_first_answer_ends_a_salvo() -> None:

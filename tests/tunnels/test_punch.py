@@ -14,11 +14,12 @@ import trio.testing
 from tests.lab.datagrams import FakeSocket, Weather, World
 from tests.lab.nats import Internet, Kind, Router
 from tests.lab.punchers import KEY, Side, a_side, an_internet, carries, meet
+from tunnels.binding import Address
 from tunnels.consent import UNASKED_BYTES
 from tunnels.errors import ListenFailed, PunchFailed
 from tunnels.handshake import Role
-from tunnels.meeting import Meeting, Nats, nats_told_by
-from tunnels.peer import Candidate, NatKind
+from tunnels.meeting import Meeting, Nats
+from tunnels.peer import NatKind
 from tunnels.probe import GIVE_UP_S
 from tunnels.punch import LINGER_S, MAX_SEARCHES
 from tunnels.salvo import FAN_SOCKETS, SPRAYED_PORTS
@@ -135,55 +136,29 @@ async def test_a_router_that_lets_early_probes_in_its_table_needs_the_same_insta
         assert late.address is None, "or this test shows nothing"
 
 
-@pytest.mark.parametrize("alices", [Kind.HOME, Kind.SYMMETRIC])
+@pytest.mark.parametrize(
+    ("alices", "bobs"),
+    [(Kind.HOME, Kind.HOME), (Kind.SYMMETRIC, Kind.HOME), (Kind.HOME, Kind.SYMMETRIC)],
+)
 async def test_a_joiner_waits_until_its_code_is_carried_to_the_other_side(
-    alices: Kind, autojump_clock: Clock
+    alices: Kind, bobs: Kind, autojump_clock: Clock
 ) -> None:
-    """It knows where the inviter is, and nothing of its NAT."""
-    async with behind(alices, Kind.HOME) as pair:
-        found = []
+    """What it knows of the inviter was in the token."""
+    async with behind(alices, bobs, seed=1) as pair:
+        found: dict[Role, Address] = {}
 
-        async def wait() -> None:
-            where, us = pair.bob.addresses, pair.alice.nats
-            meeting = Meeting(KEY, Role.DIALLER, where, mine=us, patience_s=250.0)
-            found.append(await pair.alice.puncher.punch(meeting))
+        async def punch(us: Side, them: Side, role: Role, patience_s: float) -> None:
+            meeting = Meeting(KEY, role, them.addresses, us.nats, them.nats, patience_s)
+            found[role] = await us.puncher.punch(meeting)
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(wait)
+            nursery.start_soon(punch, pair.alice, pair.bob, Role.DIALLER, 250.0)
             await trio.sleep(200)
             began_s = trio.current_time()
-            meeting = Meeting(
-                *(KEY, Role.LISTENER, pair.alice.addresses, pair.bob.nats, pair.alice.nats)
-            )
-            found.append(await pair.bob.puncher.punch(meeting))
+            await punch(pair.bob, pair.alice, Role.LISTENER, 0.0)
         assert trio.current_time() - began_s < 5
-        assert pair.bob.reflexive[0] in found
-        assert await carries(pair.alice, pair.bob.reflexive[0], pair.bob)
-
-
-async def test_a_joiner_behind_an_easy_nat_waits_for_an_inviter_behind_a_hard_one(
-    autojump_clock: Clock,
-) -> None:
-    """Whose token says so: then the joiner keeps many ports of its router open."""
-    async with behind(Kind.HOME, Kind.SYMMETRIC) as pair:
-        found = []
-        where = pair.bob.addresses
-        token = [Candidate("quic", *pair.bob.reflexive[0], "hard")]
-
-        async def wait() -> None:
-            us, told = pair.alice.nats, nats_told_by(token)
-            meeting = Meeting(KEY, Role.DIALLER, where, us, told, patience_s=250.0)
-            found.append(await pair.alice.puncher.punch(meeting))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(wait)
-            await trio.sleep(200)
-            began_s = trio.current_time()
-            us, told = pair.bob.nats, pair.alice.nats
-            meeting = Meeting(KEY, Role.LISTENER, pair.alice.addresses, us, told)
-            found.append(await pair.bob.puncher.punch(meeting))
-        assert trio.current_time() - began_s < 5
-        assert pair.alice.reflexive[0] in found
+        assert await carries(pair.alice, found[Role.DIALLER], pair.bob)
+        assert await carries(pair.bob, found[Role.LISTENER], pair.alice)
 
 
 async def test_where_udp_is_blocked_it_ends_in_time_and_says_why(autojump_clock: Clock) -> None:
@@ -260,7 +235,7 @@ async def test_when_the_system_gives_no_more_sockets_what_there_are_will_do(
     autojump_clock: Clock,
 ) -> None:
     """With a quarter of them a guess succeeds seven times in eight."""
-    found = 0
+    found = most_refused = 0
     for seed in range(6):
         async with behind(Kind.SYMMETRIC, Kind.HOME, seed) as pair:
             bind, bound, refused = pair.alice.host.bind, list[FakeSocket](), list[int]()
@@ -275,7 +250,8 @@ async def test_when_the_system_gives_no_more_sockets_what_there_are_will_do(
             pair.alice.host.bind = at_most_64  # type: ignore[method-assign]
             ours, _ = await meet(pair.alice, pair.bob)
             found += ours.address == pair.bob.reflexive[0]
-            assert (len(bound), len(refused)) == (64, 1), "it does not go on asking"
+            most_refused = max(most_refused, len(refused))
+    assert most_refused == 1, "it does not go on asking"
     assert found >= 3
 
 
