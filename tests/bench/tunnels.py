@@ -8,7 +8,6 @@ whatever else the machine does meets them all; of the rounds the median counts.
 from __future__ import annotations
 
 import getpass
-import multiprocessing
 import os
 import shutil
 import socket
@@ -17,13 +16,12 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import click
 import trio
@@ -31,6 +29,8 @@ import trio
 from meshnode.cli.engine import build_showing_progress
 from meshnode.engine.build import BuildOptions
 from tests.bench.first_light import STOCK, Bench, bench_model, run_bench
+from tests.bench.processes import LOOPBACK, MESSAGE, READY_TIMEOUT_S, process, said
+from tests.bench.webrtc_speed import compare, report
 from tunnels import (
     Candidate,
     Endpoint,
@@ -41,15 +41,11 @@ from tunnels import (
     listen_and_forward,
 )
 
-LOOPBACK = "127.0.0.1"
-MESSAGE = bytes(range(256)) * 40  # 10 KB
 CHUNK = bytes(1 << 20)
 WARM_UP = 100
-READY_TIMEOUT_S = 20.0
 P99_ALLOWED_S = 0.4e-3  # beside three times raw TCP's median
 
 Port = int
-spawn = multiprocessing.get_context("spawn")
 
 
 # --- the program at the far end ------------------------------------------------------------
@@ -105,24 +101,6 @@ def near_node(pipe: Connection, kind: str, key: bytes, port: Port) -> None:
             pipe.send(local)
 
     trio.run(main)
-
-
-@contextmanager
-def process(main: Callable[..., None], *arguments: object) -> Iterator[Connection]:
-    ours, theirs = spawn.Pipe()
-    child = spawn.Process(target=main, args=(theirs, *arguments), daemon=True)
-    child.start()
-    try:
-        yield ours
-    finally:
-        child.kill()
-        child.join()
-
-
-def said(pipe: Connection) -> Any:
-    if not pipe.poll(READY_TIMEOUT_S):
-        raise click.ClickException("a process of this benchmark did not start")
-    return pipe.recv()
 
 
 @contextmanager
@@ -315,8 +293,9 @@ def token_verdicts(rounds: int, tokens: int) -> list[str]:
 @click.option("--megabytes", type=click.IntRange(1), default=512, help="A round, in bulk.")
 @click.option("--tokens", type=click.IntRange(0), default=64, help="A round; 0: no model is run.")
 def tunnels(rounds: int, trips: int, megabytes: int, tokens: int) -> None:
-    """10 KB there and back, bulk, and tokens: raw TCP, ssh -L, each kind of link."""
+    """10 KB there and back, bulk, and tokens: raw TCP, ssh -L, each kind of link; bare aiortc."""
     _connections(rounds, trips, megabytes)
+    click.echo("\n" + report(*compare(rounds, trips // 4, (megabytes << 20) // 16)))
     if tokens:
         click.echo("\n" + "\n".join(token_verdicts(rounds, tokens)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -217,6 +218,29 @@ async def test_a_writer_is_held_back_and_a_reader_that_stalls_makes_nobody_keep_
         assert near._written - near._pipe.sent <= UNSENT_BYTES + len(NOISE)
         near.finish()
         assert await read_all(far) == NOISE * (written // len(NOISE))
+
+
+async def test_what_the_network_loses_arrives_all_the_same() -> None:
+    data = NOISE * 12
+    async with two_sides(within_s=60) as links:
+        await links.link()
+        near, far = await pair_of_channels(links)
+        lost = 0
+
+        def loses(dice: random.Random) -> Callable[[], bool]:
+            def is_lost() -> bool:
+                nonlocal lost
+                lost += (drops := dice.random() < 0.05)
+                return drops
+
+            return is_lost
+
+        links.near.stack.ice.is_deaf = loses(random.Random(1))
+        links.far.stack.ice.is_deaf = loses(random.Random(2))
+        near.send(data)
+        near.finish()
+        assert await read_all(far) == data
+        assert lost
 
 
 async def test_one_side_ends_and_the_other_still_answers() -> None:
