@@ -35,7 +35,7 @@ from tunnels.webrtc_description import (
     parse_description_untrusted,
 )
 
-MEET_S = 15.0  # for both sides to find each other, from the moment both know each other's places
+MEET_S = 10.0  # for both sides to find each other, from the moment both know each other's places
 MAX_MEETING = 16  # links that peers asked for and that do not stand yet
 
 SERVICE = "paths/webrtc"
