@@ -35,7 +35,7 @@ LINK_WINDOW_BYTES = 8 << 20  # over all streams: what a link can make us hold
 MAX_BACKOFF_S = 1.0
 # Upstream acknowledges after 1 ms, and never in a packet that leaves before: an answer that takes
 # less would have been the acknowledgement too.
-ACK_DELAY_S = 0.002
+ACK_DELAY_S = 0.005
 JUST_BEFORE_S = 1e-6
 PACING_TICK_S = 0.002
 PACING_BURST_PACKETS = 40

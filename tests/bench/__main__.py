@@ -16,6 +16,8 @@ import trio
 from meshnode.cli.engine import build_showing_progress
 from meshnode.engine.build import BuildOptions
 from tests.bench.first_light import LAYERS, Bench, Case, bench_model, run_bench, table
+from tests.bench.idle import idle
+from tests.bench.quic_speed import quic
 from tests.bench.sandbox_speed import run_pairs
 from tests.bench.tunnels import tunnels
 
@@ -50,7 +52,8 @@ def main(context: click.Context, rounds: int, tokens: int, write: bool) -> None:
         RESULT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
-main.add_command(tunnels)
+for command in (tunnels, quic, idle):
+    main.add_command(command)
 
 
 def report(cases: tuple[Case, ...], rounds: int, tokens: int, size_mb: float) -> str:

@@ -33,3 +33,11 @@ def said(pipe: Connection) -> Any:
     if not pipe.poll(READY_TIMEOUT_S):
         raise click.ClickException("a process of this benchmark did not start")
     return pipe.recv()
+
+
+def verdict(
+    what: str, ratio: float, *, at_most: float | None = None, at_least: float | None = None
+) -> str:
+    goal = f"at most {at_most}" if at_least is None else f"at least {at_least}"
+    reached = (at_most is None or ratio <= at_most) and (at_least is None or ratio >= at_least)
+    return f"{what}: {ratio:.2f} (to reach: {goal}) {'ok' if reached else 'MISSED'}"

@@ -28,6 +28,7 @@ from tests.bench.tunnels import WARM_UP, verdict
 from tunnels import Candidate, Endpoint, Identity, PeerId, quic_size
 
 DATAGRAM_BYTES = 1452
+WARM_UP = 100
 ALPN = "bench"
 CHUNK = bytes(64 << 10)
 THROUGHPUT_TO_REACH = 1.8

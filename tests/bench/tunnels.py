@@ -29,7 +29,9 @@ import trio
 from meshnode.cli.engine import build_showing_progress
 from meshnode.engine.build import BuildOptions
 from tests.bench.first_light import STOCK, Bench, bench_model, run_bench
-from tests.bench.processes import LOOPBACK, MESSAGE, READY_TIMEOUT_S, process, said
+from tests.bench.idle import idle_rows
+from tests.bench.processes import LOOPBACK, MESSAGE, READY_TIMEOUT_S, process, said, verdict
+from tests.bench.quic_speed import quic_rows
 from tests.bench.webrtc_speed import compare, report
 from tunnels import (
     Candidate,
@@ -43,6 +45,7 @@ from tunnels import (
 
 CHUNK = bytes(1 << 20)
 WARM_UP = 100
+IDLE_S = 60.0
 P99_ALLOWED_S = 0.4e-3  # beside three times raw TCP's median
 
 Port = int
@@ -256,14 +259,6 @@ def verdicts(tcp: Subject, raw: Subject, ssh: Subject | None) -> list[str]:
     return lines
 
 
-def verdict(
-    what: str, ratio: float, *, at_most: float | None = None, at_least: float | None = None
-) -> str:
-    goal = f"at most {at_most}" if at_least is None else f"at least {at_least}"
-    reached = (at_most is None or ratio <= at_most) and (at_least is None or ratio >= at_least)
-    return f"{what}: {ratio:.2f} (to reach: {goal}) {'ok' if reached else 'MISSED'}"
-
-
 TOKENS_OF_STOCK = {"tcp": 0.95, "quic": 0.88}  # to reach
 SMALL_VOCABULARY = 4096
 
@@ -293,11 +288,14 @@ def token_verdicts(rounds: int, tokens: int) -> list[str]:
 @click.option("--megabytes", type=click.IntRange(1), default=512, help="A round, in bulk.")
 @click.option("--tokens", type=click.IntRange(0), default=64, help="A round; 0: no model is run.")
 def tunnels(rounds: int, trips: int, megabytes: int, tokens: int) -> None:
-    """10 KB there and back, bulk, and tokens: raw TCP, ssh -L, each kind of link; bare aiortc."""
+    """10 KB there and back, bulk, and tokens: raw TCP, ssh -L, each kind of link; bare aiortc,
+    aioquic's own driver, an idle node."""
     _connections(rounds, trips, megabytes)
+    click.echo("\n" + "\n".join(quic_rows(rounds, max(trips // 2, 100), max(megabytes // 8, 1))))
     click.echo("\n" + report(*compare(rounds, trips // 4, (megabytes << 20) // 16)))
     if tokens:
         click.echo("\n" + "\n".join(token_verdicts(rounds, tokens)))
+        click.echo("\n" + "\n".join(idle_rows(IDLE_S)))
 
 
 def _connections(rounds: int, trips: int, megabytes: int) -> None:
