@@ -23,8 +23,7 @@ from aioquic.asyncio.client import connect
 from aioquic.asyncio.server import serve as serve_quic
 from aioquic.quic.configuration import QuicConfiguration
 
-from tests.bench.processes import LOOPBACK, MESSAGE, process, said
-from tests.bench.tunnels import WARM_UP, verdict
+from tests.bench.processes import LOOPBACK, MESSAGE, process, said, verdict
 from tunnels import Candidate, Endpoint, Identity, PeerId, quic_size
 
 DATAGRAM_BYTES = 1452
