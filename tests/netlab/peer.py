@@ -279,10 +279,17 @@ async def _obey(peer: Peer, number: int, name: str, arguments: dict[str, Any]) -
         peer.under_way.add(scope)
         try:
             answer = await method(**arguments)
-        except TunnelError as error:
-            answer = {"error": str(error)}
+        except* TunnelError as errors:
+            answer = {"error": _first_of(errors)}
     peer.under_way.discard(scope)
     print(json.dumps({"id": number, **answer}), flush=True)
+
+
+def _first_of(errors: BaseException) -> str:
+    """Its sentence."""
+    while isinstance(errors, BaseExceptionGroup):
+        errors = errors.exceptions[0]
+    return str(errors)
 
 
 async def _lines() -> Any:
