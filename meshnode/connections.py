@@ -26,11 +26,14 @@ from meshnode.replies import Replies
 from meshnode.reserving import Reserving
 from tunnels import (
     Candidate,
+    Change,
     DialFailed,
     Endpoint,
     PeerId,
     Session,
+    SessionBack,
     SessionDown,
+    SessionSilent,
     SessionUp,
     Stream,
     TunnelError,
@@ -133,6 +136,8 @@ class Connections:
             while True:
                 changed = self._membership.changed
                 self._wanted = self.circle.wanted()
+                for peer in self._wanted:
+                    self._tell_places(peer)
                 for peer in self._wanted - self._kept:
                     self._kept.add(peer)
                     nursery.start_soon(self._keep_connected, peer)
@@ -148,6 +153,7 @@ class Connections:
         if self._membership.member(peer) is None:
             return
         self._sighted[peer] = tuple(places)
+        self._tell_places(peer)
         dial, pause = self._under_way.get(peer), self._pauses.get(peer)
         if dial is not None and set(places) <= set(dial.places):
             return
@@ -283,6 +289,7 @@ class Connections:
         self.circle.tried(peer, well=True)
         self._met.add(peer)
         self._try_through(peer)
+        self._tell_places(peer)
         name, stats = self._membership.member_name(peer), session.stats
         text = f"connected to {name} ({peer.short}) over {stats.link_kind} at {stats.remote}"
         self._emit(Event(Kind.PEER, text, {"peer": str(peer), "name": name, "up": True}))
@@ -303,6 +310,12 @@ class Connections:
             member = self._membership.member(peer)
             if member is not None and any(one.via == relay for one in member.candidates):
                 pause.cancel()
+
+    def _tell_places(self, peer: PeerId) -> None:
+        """Where the endpoint is to look for it, should its links die."""
+        member = self._membership.member(peer)
+        if member is not None:
+            self._endpoint.learn(peer, (*self._sighted.get(peer, ()), *member.candidates))
 
     async def _try_member(self, peer: PeerId) -> bool:
         """Whether the member could be reached, and is introduced now."""
@@ -368,12 +381,14 @@ class Connections:
     async def _watch_sessions(
         self,
         nursery: trio.Nursery,
-        changes: trio.MemoryReceiveChannel[SessionUp | SessionDown],
+        changes: trio.MemoryReceiveChannel[Change],
     ) -> None:
         async for change in changes:
             if isinstance(change, SessionUp):
                 self._make_room()
                 nursery.start_soon(self._end_stranger, change.session)
+            elif not isinstance(change, SessionDown):
+                self._tell_silence(change)
             elif self._membership.forget_session(change.session):
                 name = self._membership.member_name(change.peer)
                 text = f"lost {name} ({change.peer.short}): {change.reason}"
@@ -381,6 +396,21 @@ class Connections:
                     text = f"let {name} ({change.peer.short}) go: {change.reason}"
                 data = {"peer": str(change.peer), "name": name, "up": False}
                 self._emit(Event(Kind.PEER, text, data))
+
+    def _tell_silence(self, change: SessionSilent | SessionBack) -> None:
+        peer = change.peer
+        if not self._membership.is_introduced(peer):
+            return
+        name = self._membership.member_name(peer)
+        data = {"peer": str(peer), "name": name, "up": True}
+        if isinstance(change, SessionSilent):
+            text = f"connection to {name} ({peer.short}) interrupted; its streams wait for it"
+            data["interrupted"] = True
+        else:
+            text = f"{name} ({peer.short}) is back after {change.after_s:.1f} s"
+            data["interrupted"] = False
+            self._membership.notify()  # plans made meanwhile were made without it
+        self._emit(Event(Kind.PEER, text, data))
 
     async def _end_stranger(self, session: Session) -> None:
         """Anyone with a key gets a session; whoever makes nothing of it loses it again."""

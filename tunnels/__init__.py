@@ -1,7 +1,7 @@
 """Authenticated byte streams between two PeerIds, over whatever works."""
 
 from tunnels.dial import AddressPolicy
-from tunnels.endpoint import Endpoint, SessionDown, SessionUp
+from tunnels.endpoint import Change, Endpoint, SessionDown, SessionUp
 from tunnels.errors import (
     BadFrame,
     DialFailed,
@@ -20,6 +20,7 @@ from tunnels.errors import (
 from tunnels.forward import ForwardFailed, connect_and_splice, listen_and_forward
 from tunnels.identity import Identity, verify
 from tunnels.peer import Candidate, PeerId, parse_peer_id_untrusted
+from tunnels.redial import SessionBack, SessionSilent
 from tunnels.session import Session
 from tunnels.stats import LinkStats, SessionStats
 from tunnels.stream import Stream
@@ -28,6 +29,7 @@ __all__ = [
     "AddressPolicy",
     "BadFrame",
     "Candidate",
+    "Change",
     "DialFailed",
     "Endpoint",
     "ForwardFailed",
@@ -39,8 +41,10 @@ __all__ = [
     "ListenFailed",
     "PeerId",
     "Session",
+    "SessionBack",
     "SessionClosed",
     "SessionDown",
+    "SessionSilent",
     "SessionStats",
     "SessionUp",
     "Stream",

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 
-from tunnels.errors import ListenFailed
+from tunnels.errors import LinkClosed, ListenFailed, Refused
 from tunnels.peer import format_address
 
 Address = tuple[str, int]  # an IP literal without zone, v4 never in mapped form; port
@@ -17,6 +17,7 @@ Address = tuple[str, int]  # an IP literal without zone, v4 never in mapped form
 REFUSED = "refused: no node listens on that port"
 PRIVILEGED_BELOW = 1024
 
+MAX_KNOWN = 1024
 _NAMES = {socket.SOCK_DGRAM: "UDP", socket.SOCK_STREAM: "TCP"}
 
 
@@ -97,8 +98,31 @@ def reason_of(code: int | None) -> str:
     return os.strerror(code or 0).lower()
 
 
+def unreached(code: int | None) -> LinkClosed:
+    """What a dial that failed with this error number raises."""
+    kind = Refused if code == errno.ECONNREFUSED else LinkClosed
+    return kind(reason_of(code))
+
+
 def plain_host(host: str) -> str:
     """An address as the kernel tells it, without zone and not in mapped form."""
     if host.startswith("::ffff:") and "." in host:
         return host[7:]
     return host.partition("%")[0]
+
+
+class KnownAddresses:
+    """Where the peer that was sought answered before, the last of them: such an address may be
+    tried more often than one that somebody names."""
+
+    def __init__(self) -> None:
+        self._known: dict[Address, None] = {}
+
+    def add(self, address: Address) -> None:
+        self._known.pop(address, None)
+        self._known[address] = None
+        while len(self._known) > MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+
+    def __contains__(self, address: Address) -> bool:
+        return address in self._known

@@ -32,9 +32,10 @@ from tunnels.outside import OutsideView
 from tunnels.peer import Candidate, PeerId
 from tunnels.punch import Puncher
 from tunnels.quic import QuicLink
+from tunnels.redial import Redialler, SessionBack, SessionSilent
 from tunnels.relay import RESERVE, Carries
 from tunnels.relaying import OWN_RULES, Relaying
-from tunnels.session import Handler, Session, SessionSetup, new_epoch
+from tunnels.session import Epochs, Handler, Session, SessionSetup
 from tunnels.stream import Stream
 from tunnels.stun import Server
 from tunnels.transports import TRANSPORTS, Surroundings, is_introduced, made_for
@@ -45,6 +46,7 @@ ACCEPT_TIMEOUT_S = 5.0  # from a stranger's first datagram to its proof
 INTERNAL = frozenset({PATHS, RESERVE, webrtc_transport.SERVICE})
 MAX_SESSIONS = 256
 MAX_UNREAD_EVENTS = 4096
+RESTARTED = "the peer has restarted"
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +70,14 @@ class SessionDown:
         return self.session.peer
 
 
+Change = SessionUp | SessionDown | SessionSilent | SessionBack
+
+
 class Endpoint:
     """One identity on one port, of UDP and of TCP.
 
     authorize(peer, service): asked for every stream a peer opens to us.
-    dead_after_s: how long a silent peer is kept (it is suspected after 3 s).
+    dead_after_s: how long a silent peer is kept, streams and all (it is suspected after 3 s).
     network: where the sockets live; tests pass one made of memory.
     transports: which kinds of links are made and taken, names of LINK_KINDS; to relays others too,
     where "relay" is the only one, and to begin WebRTC links: for is_introductory(service) alone.
@@ -106,12 +111,13 @@ class Endpoint:
         self._dead_after_s = dead_after_s
         self._tcp_port = tcp_port
         self._network = network or HostNetwork()
-        self._us = Introduction(identity, new_epoch(), INITIAL_WINDOW_BYTES)
+        self._epochs = Epochs()
+        self._us = Introduction(identity, self._epochs.of, INITIAL_WINDOW_BYTES)
         self._services: dict[str, tuple[Handler, ServiceLimits]] = {}
         self._gates: dict[str, ServiceGate] = {}
         self._sessions: dict[PeerId, Session] = {}
         self._dialling: dict[PeerId, trio.Lock] = {}
-        self._subscribers: list[trio.MemorySendChannel[SessionUp | SessionDown]] = []
+        self._subscribers: list[trio.MemorySendChannel[Change]] = []
         self._kinds = frozenset(transports)
         introduced = is_introduced(self._kinds)
         self._meets_over = made_for(self._kinds) if introduced else self._kinds
@@ -131,6 +137,7 @@ class Endpoint:
             kinds=self._carriers & made_for(self._kinds),
         )
         self._improver.exchange = Exchange(self._ourselves, self._improver.follow)
+        self._redialler = Redialler(self._attempt, self._adopt, self._tell)
         self._stopped = False
         self.serve(PATHS, self._improver.exchange.serve, PATHS_LIMITS)
         self.relaying = Relaying(
@@ -168,7 +175,8 @@ class Endpoint:
                     await trio.sleep_forever()
                 finally:
                     self._stopped = True
-                    for session in list(self._sessions.values()):
+                    # The last first: the goodbye of a relayed one goes over that with the relay.
+                    for session in reversed(list(self._sessions.values())):
                         session.end("the node is stopping")
         finally:
             doors.close()
@@ -211,6 +219,12 @@ class Endpoint:
             puncher = Puncher(doors.datagrams, lambda: self._network.bind(host, 0), self._refusal)
             self._improver.punch = puncher.punch
         nursery.start_soon(self.outside.run, doors.datagrams)
+        nursery.start_soon(self._network.watch, self._network_changed)
+
+    def _network_changed(self) -> None:
+        self._redialler.network_changed(self._sessions.values())
+        self._improver.look_again()
+        self.tell_candidates_changed()
 
     def serve(self, service: str, handler: Handler, limits: ServiceLimits = WORK) -> None:
         """Hand streams opened to `service` to `handler`, which owns each until it returns.
@@ -305,10 +319,10 @@ class Endpoint:
     def sessions(self) -> list[Session]:
         return list(self._sessions.values())
 
-    def subscribe(self) -> trio.MemoryReceiveChannel[SessionUp | SessionDown]:
+    def subscribe(self) -> trio.MemoryReceiveChannel[Change]:
         """Events from now on, until the endpoint stops. A subscriber that leaves
         MAX_UNREAD_EVENTS unread is cut off."""
-        send, receive = trio.open_memory_channel[SessionUp | SessionDown](MAX_UNREAD_EVENTS)
+        send, receive = trio.open_memory_channel[Change](MAX_UNREAD_EVENTS)
         self._subscribers.append(send)
         return receive
 
@@ -322,6 +336,7 @@ class Endpoint:
         if peer == self.peer:
             raise TunnelError("this is the node's own id; connect to another node")
         candidates = self.relaying.gather(peer, candidates)
+        self._redialler.learn(peer, candidates)
         async with self._dialling.setdefault(peer, trio.Lock()):
             session = self._sessions.get(peer)
             if session is not None and not session.suspected:
@@ -337,6 +352,10 @@ class Endpoint:
             self._improver.look_after(session, candidates, nursery)
             return session
 
+    def learn(self, peer: PeerId, candidates: Sequence[Candidate]) -> None:
+        """Where the peer may be reached now, should its links die: whoever dialled."""
+        self._redialler.learn(peer, candidates)
+
     async def _attempt(self, peer: PeerId, candidate: Candidate) -> ProvenLink:
         self._still_running()
         transport = self._transports.get(candidate.transport)
@@ -348,7 +367,10 @@ class Endpoint:
         if refusal is not None:
             raise TunnelError(refusal)
         link = await transport.dial(candidate, peer)
-        return await prove(link, self._us, expect=peer, entropy=secrets.token_bytes)
+        proven = await prove(link, self._us, expect=peer, entropy=secrets.token_bytes)
+        if candidate != OVER_SESSION:
+            self._redialler.reached(peer, candidate)
+        return proven
 
     def _refusal(self, host: str) -> str | None:
         """Why an address that somebody named may not be contacted."""
@@ -389,10 +411,13 @@ class Endpoint:
 
     def _adopt(self, proven: ProvenLink) -> Session:
         """The session this proven link belongs to, made when there is none."""
+        if proven.own_epoch != self._epochs.of(proven.peer):
+            proven.link.close(CloseCode.LINK_OVER, "the session that it was made for is over")
+            raise LinkClosed("the session that this link was made for is over; connect again")
         proven.link.trusted = True
         session = self._sessions.get(proven.peer)
         if session is not None and session.epoch != proven.proven.epoch:
-            session.end("the peer has restarted")
+            session.end(RESTARTED)
             session = None
         if session is None:
             if len(self._sessions) >= MAX_SESSIONS:
@@ -412,11 +437,15 @@ class Endpoint:
             )
             session.add_link(proven)
             self._tell(SessionUp(session))
+            self._still_running().start_soon(self._redialler.run, session)
         else:
             session.add_link(proven)
         return session
 
     def _session_ended(self, session: Session) -> None:
+        if session.close_reason != RESTARTED:
+            # Of this it may never hear, and would come back to a session that is no more.
+            self._epochs.renew(session.peer)
         if self._sessions.get(session.peer) is session:
             del self._sessions[session.peer]
             self._tell(SessionDown(session, session.close_reason or ""))
@@ -460,7 +489,7 @@ class Endpoint:
         ]
         return max(prefixes, key=len, default=None)
 
-    def _tell(self, event: SessionUp | SessionDown) -> None:
+    def _tell(self, event: Change) -> None:
         for subscriber in list(self._subscribers):
             try:
                 subscriber.send_nowait(event)

@@ -46,6 +46,10 @@ class LinkClosed(TunnelError):
     """The link is gone; its channels with it."""
 
 
+class Refused(LinkClosed):
+    """The machine is there, and nobody listens on that port of it."""
+
+
 class DialFailed(TunnelError):
     """No candidate led to the peer.
 

@@ -19,7 +19,7 @@ streams. `window` is how many bytes the opener of a stream may send before it he
 Every other channel carries one stream. Its opener sends one header, then records follow:
 
     OPEN   0x20  stream u64 | limit u64 | service, UTF-8, 1 to 255 bytes
-    RESUME 0x21  stream u64 | received u64 | limit u64
+    RESUME 0x21  stream u64 | received u64 | limit u64 | service, as in OPEN, or nothing
 
     DATA   0x30  offset u64 | 1 to 65536 bytes
     ACK    0x31  received u64 | limit u64
@@ -36,7 +36,9 @@ A reader sends an ACK at the latest when 65536 bytes have arrived since its last
 more than twice that of a stream whose other side acknowledges nothing.
 
 After RESUME the side that accepted the stream answers ACK with its own position; then each side
-sends again all that the other has not received. A stream it does not know is answered RESET.
+sends again all that the other has not received. A stream it does not know is answered RESET. An
+opener that has heard nothing of its stream names the service: the OPEN may have been lost with its
+channel, and then this is it.
 
 Records of types not listed, lengths beyond the limits and text that is not UTF-8 are errors
 that end the link: a later version says so in HELLO.
@@ -135,6 +137,7 @@ class Resume:
     stream: int
     received: int
     limit: int
+    service: str = ""  # when it may not be open yet
 
 
 @dataclass(frozen=True)
@@ -303,8 +306,11 @@ def _parse_open(body: bytes) -> Open:
 
 
 def _parse_resume(body: bytes) -> Resume:
-    stream, received, limit = _THREE_U64.unpack(body)
-    return Resume(stream, _offset(received), _offset(limit))
+    stream, received, limit = _THREE_U64.unpack_from(body)
+    service = body[_THREE_U64.size :]
+    if len(service) > MAX_SERVICE_BYTES:
+        raise ValueError("service name length")
+    return Resume(stream, _offset(received), _offset(limit), service.decode("utf-8"))
 
 
 def _parse_data(body: bytes) -> Data:
@@ -369,7 +375,10 @@ _ENCODERS: dict[type, Callable[..., tuple[int, bytes]]] = {
     Ping: lambda r: (Type.PING, _U64.pack(r.id)),
     Pong: lambda r: (Type.PONG, _U64.pack(r.id)),
     Open: lambda r: (Type.OPEN, _TWO_U64.pack(r.stream, r.limit) + r.service.encode("utf-8")),
-    Resume: lambda r: (Type.RESUME, _THREE_U64.pack(r.stream, r.received, r.limit)),
+    Resume: lambda r: (
+        Type.RESUME,
+        _THREE_U64.pack(r.stream, r.received, r.limit) + r.service.encode("utf-8"),
+    ),
     Data: lambda r: (Type.DATA, _U64.pack(r.offset) + r.payload),
     Ack: lambda r: (Type.ACK, _TWO_U64.pack(r.received, r.limit)),
     End: lambda r: (Type.END, _U64.pack(r.offset)),

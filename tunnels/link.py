@@ -208,6 +208,7 @@ class ProvenLink:
     decoder: RecordDecoder
     backlog: tuple[Record, ...]  # control records that came with the last of the handshake
     proven: Proven
+    own_epoch: bytes = b""  # ours, as we told it
 
     @property
     def peer(self) -> PeerId:
@@ -216,10 +217,10 @@ class ProvenLink:
 
 @dataclass(frozen=True)
 class Introduction:
-    """What we tell of ourselves on every link."""
+    """What we tell of ourselves on every link. epoch_for: as it is for that peer."""
 
     identity: Identity
-    epoch: bytes
+    epoch_for: Callable[[PeerId], bytes]
     window_bytes: int
 
 
@@ -244,17 +245,24 @@ async def prove(
 
 
 async def _prove(link: Link, us: Introduction, expect: PeerId | None, nonce: bytes) -> ProvenLink:
-    control = await (link.open_channel if link.role is Role.DIALLER else link.accept_channel)()
-    hello = Hello(VERSION, us.window_bytes, us.epoch, nonce, us.identity.peer, link.kind)
-    handshake = Handshake(
-        link.role,
-        hello,
-        expect=expect,
-        binding=link.binding,
-        sign=us.identity.sign,
-        verify=verify,
-    )
-    _send(control, handshake.start())
+    dials = link.role is Role.DIALLER
+    control = await (link.open_channel if dials else link.accept_channel)()
+
+    def begin(peer: PeerId) -> tuple[Handshake, bytes]:
+        epoch = us.epoch_for(peer)
+        hello = Hello(VERSION, us.window_bytes, epoch, nonce, us.identity.peer, link.kind)
+        handshake = Handshake(
+            link.role,
+            hello,
+            expect=expect,
+            binding=link.binding,
+            sign=us.identity.sign,
+            verify=verify,
+        )
+        _send(control, handshake.start())
+        return handshake, epoch
+
+    begun = begin(expect) if dials and expect is not None else None
     decoder = RecordDecoder()
     while True:
         data = await control.receive()
@@ -262,10 +270,13 @@ async def _prove(link: Link, us: Introduction, expect: PeerId | None, nonce: byt
             raise LinkClosed("the other side ended the handshake")
         records = decoder.feed_untrusted(data)
         for position, record in enumerate(records):
+            # A listener learns from the HELLO whom it talks to.
+            begun = begun or begin(record.peer if isinstance(record, Hello) else us.identity.peer)
+            handshake, epoch = begun
             _send(control, handshake.receive(record))
             if handshake.proven is not None:
                 backlog = tuple(records[position + 1 :])
-                return ProvenLink(link, control, decoder, backlog, handshake.proven)
+                return ProvenLink(link, control, decoder, backlog, handshake.proven, epoch)
 
 
 def _send(channel: Channel, records: list[Record]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import socket
+from collections.abc import Callable
 from typing import Protocol
 
 import psutil
 
 from tunnels.binding import Address
+from tunnels.interfaces import watch_interfaces
 from tunnels.tcp_socket import ByteSocket, Listener, connect, listen
 from tunnels.udp import DatagramSocket, bind
 
@@ -25,6 +27,10 @@ class Network(Protocol):
 
     async def connect(self, to: Address) -> ByteSocket:
         """Raises LinkClosed with the reason."""
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """Call `changed` whenever our interfaces or their addresses have changed; until
+        cancelled."""
 
     def interface_addresses(self) -> list[str]:
         """This machine's own addresses, loopback included, link-local left out."""
@@ -46,6 +52,12 @@ class HostNetwork:
 
     async def connect(self, to: Address) -> ByteSocket:
         return await connect(to)
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        with watch_interfaces() as interfaces:
+            while True:
+                await interfaces.wait_changed()
+                changed()
 
     def interface_addresses(self) -> list[str]:
         found: list[str] = []

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 from aioquic.quic import events
+from aioquic.quic.packet import QuicErrorCode
 
 from tunnels import quic_tuning as tuning
 from tunnels.allowance import WAKE_S, Share
@@ -25,6 +26,7 @@ from tunnels.door import network_of
 from tunnels.errors import LinkClosed
 from tunnels.frames import clip_reason
 from tunnels.handshake import Role
+from tunnels.heartbeat import DOUBT_S, SUSPECT_S
 from tunnels.link import LINK_KINDS, CloseCode, Closure, NeverLent
 from tunnels.peer import format_address
 from tunnels.quic_size import DatagramSize
@@ -190,6 +192,7 @@ class QuicLink:
         self.last_heard_s = trio.current_time()
         self.bytes_in = 0
         self.bytes_out = 0
+        self.urgent = False  # the address is known to be the peer's
         self.on_route: Callable[[bytes, bool], None] = lambda _cid, _add: None
         self._address = remote
         self._send = send
@@ -266,13 +269,21 @@ class QuicLink:
             self._datagrams_in += len(datagrams)
             if not datagrams:
                 return False
-        began_s = time.thread_time()
+        began_s, deadline_s = time.thread_time(), tuning.idle_deadline(self.quic)
         with self._contained:
             for datagram in datagrams:
                 self.bytes_in += len(datagram)
                 self.quic.receive_datagram(datagram, sender, now)
+        if tuning.idle_deadline(self.quic) != deadline_s:
+            self.last_heard_s = now
         self.share.charge(time.thread_time() - began_s, now)
         return True
+
+    def hint_unreachable(self) -> None:
+        """Somebody says that the other end is not there. Anyone can say so: it is believed when
+        nothing is heard for a moment."""
+        doubted_s = trio.current_time() - SUSPECT_S + DOUBT_S
+        self.last_heard_s = min(self.last_heard_s, doubted_s)
 
     def write(self, stream_id: int, data: bytes, *, end: bool) -> None:
         if not self.closed.is_set():
@@ -301,7 +312,7 @@ class QuicLink:
                     self.share.charge(spent_s, trio.current_time())
         finally:
             self._timer = None
-            self.close(CloseCode.LINK_OVER, "the node is stopping")
+            self.close(CloseCode.SESSION_OVER, "the node is stopping")
 
     def _handle_timer(self, now: float) -> None:
         with self._contained:
@@ -358,26 +369,39 @@ class QuicLink:
     def _transmit_all(self) -> None:
         probe = self._size.update(trio.current_time()) if self.trusted else None
         if probe is not None:  # first, or it would be taken for overtaken and lost
-            self._flush([probe], 1)
+            self._flush([probe], self._address, 1)
         self._transmit()
 
     def _transmit(self, copies: int = 1) -> None:
-        tuning.cap_backoff(self.quic)
+        is_known = self.trusted or self.urgent
+        limit_s = tuning.KNOWN_BACKOFF_S if is_known else tuning.MAX_BACKOFF_S
+        tuning.cap_backoff(self.quic, limit_s)
+        self._follow(tuning.path_address(self.quic))
         batch: list[bytes] = []
-        for datagram, address in self.quic.datagrams_to_send(trio.current_time()):
-            if address not in (VIRTUAL_ADDRESS, self._address):
-                self._flush(batch, copies)
-                batch = []
-                self._address = (address[0], address[1])  # aioquic followed the dialler
-                self._size.follow(self._address, trio.current_time())
+        to = self._address
+        for datagram, path in self.quic.datagrams_to_send(trio.current_time()):
+            address = self._address if path == VIRTUAL_ADDRESS else (path[0], path[1])
+            if address != to:
+                self._flush(batch, to, copies)
+                batch, to = [], address
             batch.append(datagram)
-        self._flush(batch, copies)
+        self._flush(batch, to, copies)
 
-    def _flush(self, batch: list[bytes], copies: int) -> None:
+    def _follow(self, address: Address) -> None:
+        """The dialler has moved, or its NAT has."""
+        if address in (VIRTUAL_ADDRESS, self._address):
+            return
+        log.debug("%s is at %s now", self.remote, format_address(*address))
+        if address[0] != self._address[0]:
+            tuning.begin_path(self.quic)
+        self._address = address
+        self._size.follow(address, trio.current_time())
+
+    def _flush(self, batch: list[bytes], to: Address, copies: int) -> None:
         if batch:
             self.bytes_out += sum(map(len, batch)) * copies
             for _ in range(copies):
-                self._send(batch, self._address)
+                self._send(batch, to)
 
     def _dispatch(self) -> None:
         while (event := self.quic.next_event()) is not None:
@@ -446,6 +470,10 @@ class QuicLink:
 
 def _closure(event: events.ConnectionTerminated, by_peer: bool) -> Closure:
     ours = event.frame_type is None  # an application close, with our codes
-    known = ours and event.error_code in set(CloseCode)
-    code = CloseCode(event.error_code) if known else CloseCode.LOST
+    if ours:
+        known = event.error_code in set(CloseCode)
+        code = CloseCode(event.error_code) if known else CloseCode.LOST
+    else:
+        is_idle = event.error_code == QuicErrorCode.INTERNAL_ERROR
+        code = CloseCode.LOST if is_idle else CloseCode.PROTOCOL_ERROR
     return Closure(code, clip_reason(event.reason_phrase) or "the connection was closed", by_peer)

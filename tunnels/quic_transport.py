@@ -27,10 +27,10 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 from tunnels import quic_size
 from tunnels import quic_tuning as tuning
 from tunnels.allowance import Budget
-from tunnels.binding import Address, reason_of
+from tunnels.binding import REFUSED, Address, KnownAddresses, unreached
 from tunnels.demux import Batch, SharedSocket
 from tunnels.door import Door, Verdict, network_of
-from tunnels.errors import LinkClosed, WrongPeer
+from tunnels.errors import LinkClosed, Refused, WrongPeer
 from tunnels.handshake import Role
 from tunnels.identity import Identity, certificate_hash, certificate_peer
 from tunnels.link import Accept, CloseCode
@@ -77,6 +77,7 @@ class QuicTransport:
         self._budget = budget
         self._tokens = QuicRetryTokenHandler()
         self._unreachable: dict[Address, str] = {}
+        self._answered = KnownAddresses()
         self._dialling: Counter[Address] = Counter()
         self._refused = trio.lowlevel.ParkingLot()
         socket.on_unreachable = self._on_unreachable
@@ -112,6 +113,7 @@ class QuicTransport:
             configuration=self._configuration(is_client=True, remote=candidate.host)
         )
         link = self._adopt(quic, Role.DIALLER, address)
+        link.urgent = address in self._answered
         self._route_add(link, quic.host_cid)
         self._dialling[address] += 1
         try:
@@ -120,9 +122,10 @@ class QuicTransport:
             link.pump()
             await self._established(link, address)
             self._pin(link, expect)
+            self._answered.add(address)
         except OSError as error:
             link.close(CloseCode.REFUSED, "it could not be begun")
-            raise LinkClosed(reason_of(error.errno)) from error
+            raise unreached(error.errno) from error
         except BaseException:
             link.close(CloseCode.REFUSED, "not the peer that was sought")
             raise
@@ -153,7 +156,8 @@ class QuicTransport:
         if link.closure is not None:
             raise LinkClosed(f"closed by the other side: {link.closure.reason}")
         if not link.ready.is_set():
-            raise LinkClosed(self._unreachable[address])
+            reason = self._unreachable[address]
+            raise Refused(reason) if reason == REFUSED else LinkClosed(reason)
 
     def _pin(self, link: QuicLink, expect: PeerId) -> None:
         certificate = tuning.peer_certificate(link.quic)
@@ -293,6 +297,9 @@ class QuicTransport:
         if address in self._dialling:
             self._unreachable[address] = reason
             self._refused.unpark_all()
+        for link in set(self._links.values()):
+            if link.address == address:
+                link.hint_unreachable()
 
     def _is_this_machine(self, remote: str) -> bool:
         now = trio.current_time()

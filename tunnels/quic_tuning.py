@@ -5,9 +5,11 @@ Each item says what upstream lacks; tests/tunnels/test_quic_tuning.py fails when
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from aioquic.quic.congestion.base import create_congestion_control
 from aioquic.quic.connection import (
     MAX_STREAM_DATA_FRAME_CAPACITY,
     Limit,
@@ -37,6 +39,7 @@ MAX_BACKOFF_S = 1.0
 # less would have been the acknowledgement too.
 ACK_DELAY_S = 0.005
 JUST_BEFORE_S = 1e-6
+KNOWN_BACKOFF_S = 0.25  # to an address where somebody answered before
 PACING_TICK_S = 0.002
 PACING_BURST_PACKETS = 40
 
@@ -283,15 +286,43 @@ def only_acknowledges(quic: BoundedConnection, now: float) -> bool:
     )
 
 
-def cap_backoff(quic: QuicConnection) -> None:
-    """Probe at least every MAX_BACKOFF_S, so that a link resumes promptly after an outage.
+def cap_backoff(quic: QuicConnection, most_s: float = MAX_BACKOFF_S) -> None:
+    """Probe at least every `most_s`, so that a link resumes promptly after an outage.
 
     RFC 9002 (6.2.1) doubles the probe timeout without a limit: after 20 s of silence the next
     probe is up to 20 s away.
     """
     loss = quic._loss
-    while loss._pto_count and loss.get_probe_timeout() * 2**loss._pto_count > MAX_BACKOFF_S:
+    while loss._pto_count and loss.get_probe_timeout() * 2**loss._pto_count > most_s:
         loss._pto_count -= 1
+
+
+def begin_path(quic: QuicConnection) -> None:
+    """What was learned of the way before says nothing of the new one (RFC 9000 section 9.4)."""
+    loss = quic._loss
+    loss._pto_count = 0
+    loss._rtt_initialized = False
+    loss._rtt_latest = loss._rtt_smoothed = loss._rtt_variance = 0.0
+    loss._rtt_min = math.inf
+    fresh = create_congestion_control(
+        quic.configuration.congestion_control_algorithm,
+        max_datagram_size=quic.configuration.max_datagram_size,
+    )
+    fresh.bytes_in_flight = loss._cc.bytes_in_flight
+    loss._cc = fresh
+    loss._pacer.packet_time = None
+
+
+def path_address(quic: QuicConnection) -> tuple[str, int]:
+    """Where the connection's own datagrams go: upstream follows a dialler whose datagrams come
+    from elsewhere and decrypt. It also sends single ones to try other ways."""
+    host, port = quic._network_paths[0].addr[:2]
+    return host, port
+
+
+def idle_deadline(quic: QuicConnection) -> float | None:
+    """Moves with every datagram that decrypts."""
+    return quic._close_at
 
 
 def has_started(quic: QuicConnection) -> bool:

@@ -47,6 +47,7 @@ RESERVING = ServiceLimits(
 # The accounts decide about these; the gate is a backstop.
 JOINING = ServiceLimits(peer_streams=64, streams=512, peer_rate=Rate(20, 256), rate=Rate(200, 1024))
 
+NOT_HERE = "it is not connected here, or did not ask to be reached"
 log = logging.getLogger(__name__)
 
 
@@ -143,7 +144,7 @@ class Relay:
         peer = parse_peer_id_untrusted(near.service.removeprefix(RELAY))
         session = self._session(peer)
         if session is None or peer not in self._reserved or peer == near.peer:
-            raise TunnelError("it is not connected here, or did not ask to be reached")
+            raise TunnelError(NOT_HERE)
         if is_relayed(session) or is_relayed(self._session(near.peer)):
             raise TunnelError("the way there leads through another relay")
         return await session.open(f"{RELAYED}{near.peer}")

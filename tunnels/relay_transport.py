@@ -20,7 +20,7 @@ import trio
 
 from tunnels.allowance import Budget, Rate
 from tunnels.binding import Address
-from tunnels.errors import LinkClosed, TunnelError
+from tunnels.errors import LinkClosed, Refused, TunnelError
 from tunnels.gate import ServiceLimits
 from tunnels.identity import Identity
 from tunnels.link import Accept, CloseCode
@@ -28,6 +28,7 @@ from tunnels.network import Network
 from tunnels.peer import Candidate, PeerId, parse_peer_id_untrusted
 from tunnels.relay import (
     KIND,
+    NOT_HERE,
     RELAY,
     RELAYED,
     RESERVE,
@@ -158,7 +159,12 @@ class RelayTransport(TcpTransport):
             partial(self._reach, relay, expect, places), partial(self._suspect, relay, expect)
         )
         share = self._budget.share((KIND, relay))
-        return await self._dial_link(way, expect, share)
+        try:
+            return await self._dial_link(way, expect, share)
+        except LinkClosed as error:
+            if NOT_HERE in str(error):
+                raise Refused(str(error)) from error
+            raise
 
     async def _reach(
         self, relay: PeerId, expect: PeerId, places: Sequence[Candidate]

@@ -62,6 +62,7 @@ class StreamState:
         self._ack_is_last = False  # in `_outgoing`
         self.sink: Callable[[bytes | memoryview], None] | None = None  # takes what arrives
         self.attached = True
+        self.was_heard = False  # the other side has said something
         self.ended = False  # the user, or the other side's STOP, ended our direction
         self.end_acked = False
         self.stopped_by_peer = False
@@ -160,6 +161,7 @@ class StreamState:
 
     def receive(self, record: Record) -> None:
         """Take one record from the attached channel."""
+        self.was_heard = True
         if self.failure is not None:
             return
         match record:
@@ -205,6 +207,7 @@ class StreamState:
         if self.failure is not None:
             self._emit(Reset(self.failure.code, self.failure.reason))
             return
+        self.was_heard = True
         if position.received < self._send.acked:
             raise BadFrame("the other side lost bytes that it had acknowledged")
         self._receive_ack(position)

@@ -1,9 +1,10 @@
 """One peer: the links to it, the best one, the streams over them.
 
-A session lives as long as one link does. When a link dies and another stands, the side that
-opened a stream moves it there (RESUME) and both ends replay. The other side of a session that
-ends learns the reason from the link's goodbye; a peer that says nothing is suspected after
-SUSPECT_S and given up after `dead_after_s`.
+A session outlives its links. When one dies, the side that opened a stream moves it to another that
+stands, or comes to stand (RESUME), and both ends replay. A peer that says nothing is suspected
+after SUSPECT_S and given up after `dead_after_s`; meanwhile redial.py looks for a new link, and
+whoever opens or sends waits. The other side of a session that ends learns the reason from the
+link's goodbye.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import math
 import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVarTuple
 
@@ -22,6 +23,7 @@ from tunnels.allowance import OPENING_S, Bucket, Rate
 from tunnels.credit import Pool, ReceiveWindow
 from tunnels.errors import BadFrame, LinkClosed, SessionClosed, TunnelError
 from tunnels.frames import (
+    EPOCH_BYTES,
     MAX_SERVICE_BYTES,
     Ack,
     Open,
@@ -34,6 +36,7 @@ from tunnels.frames import (
 from tunnels.handshake import Role
 from tunnels.heartbeat import Heartbeat
 from tunnels.link import LINK_KINDS, Channel, CloseCode, Link, ProvenLink
+from tunnels.links import MAX_LINKS, Links, Remote
 from tunnels.opening import first_records, hear_header, refuse
 from tunnels.peer import PeerId
 from tunnels.resume import StreamState
@@ -41,13 +44,15 @@ from tunnels.stats import LinkStats, SessionStats, link_stats
 from tunnels.stream import Stream
 
 MAX_STREAMS = 100  # open at once in one session; a QUIC link carries 128 channels each way
-MAX_LINKS = 4
 INTRODUCTION_RANK = 90  # of a link of another kind than those that may carry streams
 INTRODUCTION_S = 30.0  # how long a stream waits for one of these
-RESUME_WITHIN_S = 5.0  # how long a stream waits for another link of a living session
+RESUME_WITHIN_S = 5.0  # for our stream to go on over another link; then over yet another
+# In all, while the peer is heard all the time: it may have to find out first that the link is gone.
+RESUMED_WITHIN_S = 30.0
 LINGER_S = 1.0
 SEE_OFF_S = 30.0  # for the other side to acknowledge more of a stream that was closed here
 REMEMBERED_STREAMS = 1024  # finished ones: a late RESUME is told so
+REMEMBERED_PEERS = 4096  # whose sessions ended
 CHANNELS = Rate(per_s=50, burst=256)  # that the peer opens; beyond, they wait
 
 Given = TypeVarTuple("Given")
@@ -85,20 +90,19 @@ class Session:
         self.close_reason: str | None = None
         self._window_bytes = first.proven.window_bytes
         self._setup = setup
-        self._links: list[ProvenLink] = []
-        self._beats: dict[Link, Heartbeat] = {}
+        self._links = Links(setup.me, self.peer, self._rank_of)
         self._streams: dict[tuple[bool, int], Stream] = {}
         self._finished: OrderedDict[tuple[bool, int], None] = OrderedDict()
         self._next_number = 0
-        self._past_bytes_in = 0
-        self._past_bytes_out = 0
-        self._links_changed = trio.lowlevel.ParkingLot()
         self._streams_changed = trio.lowlevel.ParkingLot()
         self._receiving = Pool()
         self._keeping = Pool()
         self._channels = Bucket(CHANNELS, trio.current_time())
         self._is_member = False
         self.since_s = trio.current_time()
+        self._link_count = 0  # ever
+        self._moving: set[Stream] = set()
+        self._look_now = trio.Event()
 
     def __repr__(self) -> str:
         return f"Session({self.peer.short})"
@@ -106,7 +110,8 @@ class Session:
     # --- for users ----------------------------------------------------------------------
 
     async def open(self, service: str) -> Stream:
-        """A stream to the peer's `service`. Data may follow at once; a refusal comes later.
+        """A stream to the peer's `service`. Data may follow at once; a refusal comes later. While
+        no link stands this waits for one, as long as the session lives.
 
         Raises SessionClosed, TunnelError (too many streams).
         """
@@ -131,21 +136,24 @@ class Session:
     @property
     def rtt_s(self) -> float | None:
         """Round trip over the link in use, measured by pings; None before the first answer."""
-        best = self.best_link
-        return None if best is None else self._beats[best].rtt_s
+        return self._links.rtt_s
 
     @property
     def suspected(self) -> bool:
-        """True when nothing was heard on any link for SUSPECT_S."""
-        return all(beat.suspected for beat in self._beats.values())
+        """True when nothing was heard on any link for SUSPECT_S, or no link is left."""
+        return self._links.suspected
+
+    @property
+    def silence_s(self) -> float:
+        """How long nothing was heard of the peer."""
+        return self._links.silence_s
 
     @property
     def stats(self) -> SessionStats:
         best = self.best_link
-        links = [proven.link for proven in self._links]
         return SessionStats(
-            bytes_in=self._past_bytes_in + sum(link.bytes_in for link in links),
-            bytes_out=self._past_bytes_out + sum(link.bytes_out for link in links),
+            bytes_in=self._links.bytes_in,
+            bytes_out=self._links.bytes_out,
             link_kind=best.kind if best else None,
             remote=best.remote if best else None,
         )
@@ -158,7 +166,7 @@ class Session:
     def links(self) -> list[LinkStats]:
         """Each link that stands, the one in use first."""
         best = self.best_link
-        beats = sorted(self._beats.items(), key=lambda one: one[0] is not best)
+        beats = sorted(self._links.beats.items(), key=lambda one: one[0] is not best)
         return [link_stats(link, beat, in_use=link is best) for link, beat in beats]
 
     async def ping(self, answered: Callable[[LinkStats, float], None]) -> None:
@@ -171,7 +179,7 @@ class Session:
             answered(link_stats(link, beat, in_use=link is best), took_s)
 
         async with trio.open_nursery() as nursery:
-            for link, beat in self._beats.items():
+            for link, beat in self._links.beats.items():
                 nursery.start_soon(measure, link, beat)
 
     def welcome(self) -> None:
@@ -195,16 +203,7 @@ class Session:
 
     @property
     def best_link(self) -> Link | None:
-        """Lowest rank first; then the one dialled by the lower PeerId, so both ends agree."""
-        if not self._links:
-            return None
-        return min(self._links, key=self._preference).link
-
-    def _preference(self, proven: ProvenLink) -> tuple[int, bool]:
-        link = proven.link
-        dialled_here = link.role is Role.DIALLER
-        lower_is_me = self._setup.me < self.peer
-        return self._rank_of(link), dialled_here != lower_is_me
+        return self._links.best
 
     @property
     def rank(self) -> int | None:
@@ -219,28 +218,44 @@ class Session:
         """Until a link stands that may carry streams. Raises TunnelError when none comes."""
         with trio.move_on_after(INTRODUCTION_S):
             while self.rank == INTRODUCTION_RANK and not self.closed.is_set():
-                await self._links_changed.park()
+                await self._links.changed.park()
             return
         raise TunnelError(
             f"no link to {self.peer.short} over {' or '.join(self._setup.kinds)} came about in "
             f"{INTRODUCTION_S:.0f} s; allow other kinds with --transport"
         )
 
+    @property
+    def standing(self) -> Sequence[Link]:
+        return [proven.link for proven in self._links]
+
+    def is_silent(self, link: Link) -> bool:
+        """Nothing was heard on it for a while, or it is gone."""
+        return self._links.is_silent(link)
+
+    @property
+    def remotes(self) -> list[Remote]:
+        """Where the peer is, or was last."""
+        return self._links.remotes
+
     def add_link(self, proven: ProvenLink) -> None:
-        """Take a proven link of this peer and epoch into use."""
-        if len(self._links) >= MAX_LINKS or self.closed.is_set():
+        """Take a proven link of this peer and epoch into use, in place of those that are silent."""
+        standing = [one for one in self._links if not self._links.is_silent(one.link)]
+        if len(standing) >= MAX_LINKS or self.closed.is_set():
             proven.link.close(CloseCode.LINK_OVER, "enough links stand already")
             return
-        self._links.append(proven)
+        self._link_count += 1
         if self._is_member:
             proven.link.share.welcome(self.peer)
-        self._beats[proven.link] = Heartbeat(
-            proven, self._setup.dead_after_s, lambda: bool(self._streams)
-        )
-        self._spawn(self._run_link, proven)
+        self._links.close_silent("a new link took its place")
+        if proven.link.role is Role.LISTENER:
+            self.doubt()  # the peer dials, as if it heard nothing on the others
+        beat = self._links.add(proven, lambda: bool(self._streams))
+        self._spawn(self._run_link, proven, beat)
         if proven.link.kind in self._setup.kinds and proven.link.role is Role.DIALLER:
             self._end_introductions()  # the other side has taken the new link already
-        self._links_changed.unpark_all()
+        if self._link_count == 1:
+            self._spawn(self._watch)
         for stream in self._streams.values():
             if stream.opened_here:
                 self._spawn(self._improve, stream)
@@ -251,15 +266,43 @@ class Session:
                 other.link.close(CloseCode.LINK_OVER, "the other side uses other kinds of links")
 
     async def wait_links_changed(self) -> None:
-        """Until a link is added, or lost, or the session has ended."""
+        """Until a link is added, or lost; all have fallen silent, or one is heard again; or the
+        session has ended."""
         if not self.closed.is_set():
-            await self._links_changed.park()
+            await self._links.changed.park()
 
-    async def _run_link(self, proven: ProvenLink) -> None:
+    async def wait_heard(self) -> None:
+        """Until the peer is not suspected, or the session has ended."""
+        while self.suspected and not self.closed.is_set():
+            await self._links.changed.park()
+
+    def doubt(self) -> None:
+        """The network has changed: links that do not answer at once count as silent."""
+        self._links.doubt()
+        self._look_now.set()
+
+    async def _watch(self) -> None:
+        """Give up a peer that is silent for too long; take streams away from a link that is."""
+        while not self.closed.is_set():
+            pause_s = self._links.look()
+            silence_s = self._links.silence_s
+            if silence_s >= self._setup.dead_after_s:
+                self.end(f"no answer for {silence_s:.0f} s")
+                return
+            if not self.suspected:
+                for stream in self._streams.values():
+                    channel = stream.channel if stream.opened_here else None
+                    if channel is not None and self.is_silent(channel.link):
+                        self._spawn(self._improve, stream)
+            with trio.move_on_after(pause_s):
+                await self._look_now.wait()
+            self._look_now = trio.Event()
+
+    async def _run_link(self, proven: ProvenLink, beat: Heartbeat) -> None:
         link = proven.link
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._beats[link].run)
+                nursery.start_soon(beat.run)
                 nursery.start_soon(self._accept_channels, link)
                 await link.closed.wait()
                 nursery.cancel_scope.cancel()
@@ -267,17 +310,16 @@ class Session:
             self._drop_link(proven)
 
     def _drop_link(self, proven: ProvenLink) -> None:
+        """The session goes on without it, unless it was closed for what ends the whole session."""
         link = proven.link
-        link.close(CloseCode.LINK_OVER, "the node is stopping")
+        link.close(CloseCode.SESSION_OVER, "the node is stopping")
         self._links.remove(proven)
-        del self._beats[link]
-        self._past_bytes_in += link.bytes_in
-        self._past_bytes_out += link.bytes_out
-        self._links_changed.unpark_all()
+        self._look_now.set()
         closure = link.closure
         assert closure is not None
-        over = closure.by_peer and closure.code is CloseCode.SESSION_OVER
-        if over or not self._links:
+        never_was = closure.code is CloseCode.REFUSED and self._link_count == 1
+        broken = closure.code is CloseCode.PROTOCOL_ERROR or never_was
+        if closure.code is CloseCode.SESSION_OVER or (broken and not self._links):
             self.end(closure.reason)
 
     def end(self, reason: str) -> None:
@@ -292,13 +334,18 @@ class Session:
             stream.lose(f"the session with {self.peer.short} ended: {reason}")
         self._streams.clear()
         self._streams_changed.unpark_all()
-        self._links_changed.unpark_all()
+        self._links.changed.unpark_all()
+        self._look_now.set()
         self._setup.on_end(self)
 
     # --- streams ------------------------------------------------------------------------
 
     async def _open_channel(self) -> Channel:
-        while (link := self.best_link) is not None:
+        while not self.closed.is_set():
+            link = self.best_link
+            if link is None:
+                await self._links.changed.park()
+                continue
             try:
                 return await link.open_channel()
             except LinkClosed:
@@ -324,7 +371,7 @@ class Session:
             changed=self._settle,
         )
         self._streams[opened_here, number] = stream
-        for beat in self._beats.values():
+        for beat in self._links.beats.values():
             beat.stir()
         return stream
 
@@ -336,13 +383,17 @@ class Session:
 
     async def _see_off(self, stream: Stream) -> None:
         """A closed stream keeps its place until its last bytes are acknowledged: by a peer that
-        does not, for ever. A tunnel acknowledges by itself, whatever its user does."""
+        does not, for ever. A tunnel acknowledges by itself, whatever its user does; time in which
+        the peer is not heard does not count."""
         key, kept_bytes = (stream.opened_here, stream.number), math.inf
         while self._streams.get(key) is stream and stream.kept_bytes < kept_bytes:
+            await self.wait_heard()
             kept_bytes = stream.kept_bytes
             with trio.move_on_after(SEE_OFF_S):
                 while self._streams.get(key) is stream:
                     await self._streams_changed.park()
+            if self.suspected:
+                kept_bytes = math.inf
         if self._streams.get(key) is stream:
             stream.reset("the end of the stream was not acknowledged")
 
@@ -383,48 +434,82 @@ class Session:
         """Take a stream that we opened to a better link than its own. What it has now is given up
         only once there is a channel."""
         before, best = stream.channel, self.best_link
-        if before is None or best is None or before.link.rank <= best.rank or stream.lingering:
+        if before is None or best is None or before.link is best or stream in self._moving:
             return
+        if stream.lingering and not self._links.is_silent(before.link):
+            return
+        self._moving.add(stream)
         try:
             channel = await best.open_channel()
         except LinkClosed:
             return
+        finally:
+            self._moving.discard(stream)
         if stream.channel is before and not stream.finished and best is self.best_link:
             stream.reroute(channel)
         else:
             channel.reset()
 
     async def _await_resume(self, stream: Stream) -> None:
-        with trio.move_on_after(RESUME_WITHIN_S):
-            await stream.reattached.wait()
-            return
+        """For the other side to take its stream to another channel."""
+        while not self.closed.is_set():
+            await self.wait_heard()
+            with trio.move_on_after(RESUMED_WITHIN_S):
+                await stream.reattached.wait()
+                return
+            if self._links.heard_for_s >= RESUMED_WITHIN_S:
+                break
         self._give_up(stream)
 
     async def _move(self, stream: Stream) -> tuple[Channel, RecordDecoder] | None:
         """Take a stream that we opened to another channel. None when it is lost."""
-        with trio.move_on_after(RESUME_WITHIN_S):
-            while not self.closed.is_set():
+        began_s = trio.current_time()
+        while not self.closed.is_set():
+            await self.wait_heard()
+            channel = stream.take_next_channel()
+            with trio.move_on_after(RESUME_WITHIN_S) as patience:
                 try:
-                    channel = stream.take_next_channel() or await self._open_channel()
-                    position = stream.position
-                    channel.send(encode(Resume(stream.number, position.received, position.limit)))
-                    records, decoder = await first_records(channel)
-                    match records[0]:
-                        case Ack() as answer:
-                            stream.attach(channel, answer)
-                            stream.take_records(records[1:])
-                            return channel, decoder
-                        case Reset(ResetCode.LOST):
-                            channel.finish()
-                            break
-                        case other:
-                            raise BadFrame(f"a {type(other).__name__} record answers RESUME")
+                    channel = channel or await self._open_channel()
+                    decoder = await self._resume(stream, channel)
                 except BadFrame as error:
                     self._protocol_error(error)
                 except (LinkClosed, SessionClosed):
                     await trio.lowlevel.checkpoint()
+                else:
+                    if decoder is not None:
+                        return channel, decoder
+                    break
+            if channel is not None:
+                channel.reset()
+            tried_s = min(trio.current_time() - began_s, self._links.heard_for_s)
+            if patience.cancelled_caught and tried_s >= RESUMED_WITHIN_S:
+                break
         self._give_up(stream)
         return None
+
+    async def _resume(self, stream: Stream, channel: Channel) -> RecordDecoder | None:
+        """Go on over `channel`; None when the other side does not know the stream.
+
+        Raises LinkClosed, BadFrame.
+        """
+        position = stream.position
+        # Its OPEN may have died on the way: where nothing was heard, this is another.
+        service = "" if stream.was_heard else stream.service
+        channel.send(encode(Resume(stream.number, position.received, position.limit, service)))
+        records, decoder = await first_records(channel)
+        match records[0]:
+            case Ack() as answer:
+                stream.attach(channel, answer)
+                stream.take_records(records[1:])
+            case Reset(ResetCode.LOST):
+                channel.finish()
+                return None
+            case Reset() as refusal if service:
+                stream.attach(channel)
+                stream.take_records([refusal])
+            case other:
+                raise BadFrame(f"a {type(other).__name__} record answers RESUME")
+        return decoder
 
     def _give_up(self, stream: Stream) -> None:
         stream.lose(f"the link to {self.peer.short} died and no other took over the stream")
@@ -495,11 +580,17 @@ class Session:
         return stream
 
     async def _resume_stream(self, header: Resume, channel: Channel) -> Stream | None:
-        stream = self._streams.get((False, header.stream))
+        key = (False, header.stream)
+        stream = self._streams.get(key)
+        if stream is None and header.service and key not in self._finished:
+            opened = Open(header.stream, header.limit, header.service)
+            stream = await self._accept_stream(opened, channel)
+            if stream is None:
+                return None
         if stream is None:
             await refuse(channel, Reset(ResetCode.LOST, "this stream is over"))
             return None
-        if (old := stream.channel) is not None:
+        if (old := stream.channel) is not None and old is not channel:
             old.reset()
             stream.detach()
         stream.attach(channel, Ack(header.received, header.limit))
@@ -520,5 +611,20 @@ async def _handle(handler: Handler, stream: Stream) -> None:
         await stream.aclose()
 
 
-def new_epoch() -> bytes:
-    return secrets.token_bytes(16)
+class Epochs:
+    """What tells a peer whether its session with us still stands: the same on all links of one
+    session, another after a restart, and after a session that ended here, since the peer may not
+    have heard of that."""
+
+    def __init__(self) -> None:
+        self._of_process = secrets.token_bytes(EPOCH_BYTES)
+        self._renewed: OrderedDict[PeerId, bytes] = OrderedDict()
+
+    def of(self, peer: PeerId) -> bytes:
+        return self._renewed.get(peer, self._of_process)
+
+    def renew(self, peer: PeerId) -> None:
+        self._renewed[peer] = secrets.token_bytes(EPOCH_BYTES)
+        self._renewed.move_to_end(peer)
+        while len(self._renewed) > REMEMBERED_PEERS:
+            self._renewed.popitem(last=False)

@@ -277,6 +277,11 @@ class Stream(trio.abc.HalfCloseableStream):
         return self._state.position
 
     @property
+    def was_heard(self) -> bool:
+        """The other side has said something: it knows the stream."""
+        return self._state.was_heard
+
+    @property
     def channel(self) -> Channel | None:
         return self._channel
 

@@ -185,7 +185,7 @@ class TcpLink:
                 await self.closed.wait()
                 nursery.cancel_scope.cancel()
         finally:
-            self.close(CloseCode.LINK_OVER, "the node is stopping")
+            self.close(CloseCode.SESSION_OVER, "the node is stopping")
 
     async def _listen(self) -> None:
         try:

@@ -7,11 +7,12 @@ import errno
 import logging
 import socket
 import sys
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import trio
 
-from tunnels.binding import Address, bound_socket, plain_host, reason_of
+from tunnels.binding import Address, bound_socket, plain_host, reason_of, unreached
 from tunnels.errors import LinkClosed, ListenFailed
 
 RECEIVE_BYTES = 64 << 10
@@ -21,6 +22,12 @@ FULL_PAUSE_S = 0.25  # no descriptor is left: some may be given back
 # of 20 s nothing would move for another 5 to 25 (Linux 6.15; where it is missing, it is so).
 _TCP_RTO_MAX_MS = 44
 RETRY_AT_LEAST_EVERY_MS = 1000
+# It would give up after fifteen tries, which that makes fifteen seconds. How long a silent peer is
+# kept is the session's to say.
+_TCP_USER_TIMEOUT = 18
+GIVE_UP_MS = 3600 * 1000
+CONNECT_AGAIN_S = 0.25
+CONNECT_WITHIN_S = 2.5  # so ten at once
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 log = logging.getLogger(__name__)
@@ -75,6 +82,8 @@ class TcpSocket:
         if sys.platform == "linux":
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, RETRY_AT_LEAST_EVERY_MS)
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, GIVE_UP_MS)
 
     def send(self, data: bytes | memoryview) -> int:
         try:
@@ -178,7 +187,7 @@ def listen(host: str | None, port: int) -> TcpListener:
 
 
 async def connect(to: Address) -> TcpSocket:
-    """Raises LinkClosed with the reason."""
+    """Raises LinkClosed with the reason, Refused where that is it."""
     family = socket.AF_INET6 if ":" in to[0] else socket.AF_INET
     try:
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -190,7 +199,37 @@ async def connect(to: Address) -> TcpSocket:
         return TcpSocket(sock, to)
     except OSError as error:
         sock.close()
-        raise LinkClosed(reason_of(error.errno)) from error
+        raise unreached(error.errno) from error
     except BaseException:
         sock.close()
         raise
+
+
+async def connect_soon(connect: Callable[[], Awaitable[ByteSocket]]) -> ByteSocket:
+    """A connection, as soon as the way is there: the kernel tries again after a second, then two,
+    so another is begun beside it. Raises LinkClosed."""
+    made: list[ByteSocket] = []
+    failures: list[LinkClosed] = []
+
+    async def begin() -> None:
+        with trio.move_on_after(CONNECT_WITHIN_S):
+            try:
+                made.append(await connect())
+            except LinkClosed as error:
+                failures.append(error)
+            nursery.cancel_scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            while True:
+                nursery.start_soon(begin)
+                await trio.sleep(CONNECT_AGAIN_S)
+    except BaseException:
+        for unwanted in made:
+            unwanted.reset()
+        raise
+    for late in made[1:]:
+        late.reset()
+    if not made:
+        raise failures[0]
+    return made[0]

@@ -18,6 +18,7 @@ from functools import partial
 import trio
 
 from tunnels.allowance import Buckets, Budget, Rate, Share
+from tunnels.binding import Address, KnownAddresses
 from tunnels.door import Door, Verdict, network_of
 from tunnels.errors import BadFrame, LinkClosed, WrongPeer
 from tunnels.handshake import Role
@@ -27,7 +28,7 @@ from tunnels.network import Network
 from tunnels.peer import Candidate, PeerId
 from tunnels.tcp import UNPROVEN_BYTES, TcpLink
 from tunnels.tcp_connection import Connection
-from tunnels.tcp_socket import RECEIVE_BYTES, ByteSocket, Listener
+from tunnels.tcp_socket import RECEIVE_BYTES, ByteSocket, Listener, connect_soon
 from tunnels.tcp_wire import Begin, Join, MessageDecoder, encode
 from tunnels.tls import Tls, dialler_context
 
@@ -74,6 +75,7 @@ class TcpTransport:
         self._listeners = [one for one in (listener, second_listener) if one is not None]
         self._budget = budget
         self._door = Door(trio.current_time())
+        self._answered = KnownAddresses()
         self._stopped = False
         self._joining: Counter[str] = Counter()
         self._joins = Buckets(JOINING)
@@ -121,8 +123,11 @@ class TcpTransport:
     async def dial(self, candidate: Candidate, expect: PeerId) -> TcpLink:
         """Raises WrongPeer, LinkClosed (refused, or closed by the other side)."""
         address = (candidate.host, candidate.port)
-        way = Way(partial(self._network.connect, address))
-        return await self._dial_link(way, expect, self._budget.share(network_of(candidate.host)))
+        way = Way(partial(self._connect_to, address))
+        share = self._budget.share(network_of(candidate.host))
+        link = await self._dial_link(way, expect, share)
+        self._answered.add(address)
+        return link
 
     async def _dial_link(self, way: Way, expect: PeerId, share: Share) -> TcpLink:
         connection, binding = await self._dial(way, expect, share)
@@ -161,6 +166,10 @@ class TcpTransport:
             connection.reset("not the peer that was sought")
             raise
         return connection, certificate_hash(certificate)
+
+    async def _connect_to(self, address: Address) -> ByteSocket:
+        connect = partial(self._network.connect, address)
+        return await (connect_soon(connect) if address in self._answered else connect())
 
     async def _hear(self, socket: ByteSocket, share: Share, leave: Callable[[str], None]) -> None:
         host = socket.remote[0]

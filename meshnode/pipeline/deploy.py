@@ -33,13 +33,15 @@ from meshnode.pipeline.plan import Plan, PlanNode, PlanRequest, make_plan
 from meshnode.pipeline.standing import Standing
 from meshnode.pipeline.steadiness import Steadiness
 from meshnode.pipeline.survey import LOCAL_NAME, Lender, find_lenders, local_node
-from tunnels import PeerId, TunnelError
+from tunnels import PeerId, Session, TunnelError
 
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 30.0
 SHORT_OF_MEMORY_RETRY_S = 10.0
 MAX_KILLED_LOADS = 3
 """Of a model that was never loaded: then the system is believed to lack the memory."""
+HELD_AFTER_S = 10.0
+"""Of a worker's silence, from when on new requests are refused (decision 9)."""
 QUIET_S = 3.0
 """Without a request, before a deployment that answers is given up for a better one."""
 MAX_SLOTS = 256
@@ -160,7 +162,7 @@ class Orchestrator:
         sessions = [
             session
             for session in self._connections.introduced()
-            if self._membership.roles(session.peer) & LENDERS
+            if self._membership.roles(session.peer) & LENDERS and not session.suspected
         ]
         self._steadiness.observe([session.peer for session in sessions], trio.current_time())
         lenders = await find_lenders(sessions, bare_rpc)
@@ -261,12 +263,31 @@ class Orchestrator:
         try:
             async with bare_nursery() as nursery:
                 nursery.start_soon(self._end_for_a_better_plan, placement, nursery.cancel_scope)
+                for lender in placement.lenders:
+                    if lender.session is not None:
+                        nursery.start_soon(self._hold_while_silent, lender.session, lender.name)
                 await deployment.run(partial(self.standing.ready, embeddings=self._embeds()))
         finally:
             sessions = [lender.session for lender in placement.lenders if lender.session]
             gone = {session.peer for session in sessions if session.closed.is_set()}
             for peer in deployment.failed | gone:
                 self._steadiness.lost(peer, trio.current_time())
+
+    async def _hold_while_silent(self, session: Session, name: str) -> None:
+        """Nobody begins to wait for an answer that may be minutes away. Those who wait already go
+        on: what was computed for them is still there, on both machines."""
+        while not session.closed.is_set():
+            if not session.suspected:
+                await session.wait_links_changed()
+                continue
+            with trio.move_on_after(HELD_AFTER_S - session.silence_s):
+                await session.wait_heard()
+            if session.suspected and not session.closed.is_set():
+                with self.standing.held_up(
+                    f"{name} has not been heard for {session.silence_s:.0f} s; its answers under "
+                    "way wait for it, new requests may be sent again later"
+                ):
+                    await session.wait_heard()
 
     # -- a better plan ------------------------------------------------------------------------
 
@@ -289,6 +310,8 @@ class Orchestrator:
         """Those that have no part in the running plan and would have one in a plan made now, with
         what it holds itself taken as free."""
         used = {lender.session.peer: lender for lender in running.lenders if lender.session}
+        if any(lender.session.suspected for lender in used.values() if lender.session):
+            return []  # it holds layers, and may be back at any moment
         bare = [lender for lender in running.lenders if lender.bare]
         lenders = [*await self._survey(()), *bare]  # a bare one answers one client at a time
         nodes = []

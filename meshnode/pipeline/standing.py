@@ -7,7 +7,8 @@ it once, and answer at any moment.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import trio
@@ -39,15 +40,18 @@ class Standing:
         self._tokens = 0
         self._tokens_per_s: float | None = None
         self._in_flight = 0
+        self._held: list[str] = []  # why new requests are not passed on
         self._stirred = trio.Event()  # a request came or went
 
     # -- answers ------------------------------------------------------------------------------
 
     def health(self) -> Health:
+        if self._held and self._upstream:
+            return Health(Stage.WAITING_FOR_WORKERS, self._held[0], None)
         return self._health
 
     def upstream(self) -> Upstream | None:
-        return self._upstream
+        return None if self._held else self._upstream
 
     def loss(self) -> Loss:
         return self._loss
@@ -153,6 +157,16 @@ class Standing:
         self._upstream = self._deployed = self._placement = None
         self._loss.tell(self._health)
         self._tell(Kind.WARNING, text, Stage.WAITING_FOR_WORKERS)
+
+    @contextmanager
+    def held_up(self, text: str) -> Iterator[None]:
+        """While the block lasts: requests under way wait, new ones are told to come again."""
+        self._held.append(text)
+        self.warn(text)
+        try:
+            yield
+        finally:
+            self._held.remove(text)
 
     def warn(self, text: str, **data: object) -> None:
         self._emit(Event(Kind.WARNING, text, data))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tunnels.binding import Address
-from tunnels.errors import LinkClosed, ListenFailed
+from tunnels.errors import ListenFailed, Refused
 
 if TYPE_CHECKING:
     from tests.lab.datagrams import World
@@ -55,6 +55,9 @@ class FakeListener:
             del self._world.listeners[self._local]
             self._acceptors.unpark_all()
 
+    def move(self, host: str) -> None:
+        self._local = (host, self._local[1])
+
     def arrive(self, connection: FakeConnection) -> None:
         self._arrived.append(connection)
         self._acceptors.unpark_all()
@@ -66,7 +69,7 @@ async def connect(world: World, host: str, to: Address) -> FakeConnection:
     while True:
         await trio.sleep(2 * _takes_s(world))
         if to in world.refusing:
-            raise LinkClosed("refused: no node listens on that port")
+            raise Refused("refused: no node listens on that port")
         local = seen = (host, world.free_port())
         internet, at = world.internet, to
         if internet is not None:
@@ -107,6 +110,7 @@ class FakeConnection:
         self.remote = remote
         self.other: FakeConnection
         self._world = world
+        self._era = world.era
         self._flying: deque[Segment] = deque()  # to the other end, in order
         self._last_landing_s = 0.0
         self._window_bytes = WINDOW_BYTES  # what may still be sent
@@ -188,7 +192,8 @@ class FakeConnection:
 
     def _land(self) -> None:
         if not self._is_through():
-            if not {self.local[0], self.remote[0]} & self._world.unplugged:
+            gone = {self.local[0], self.remote[0]} & self._world.unplugged
+            if not gone and self._era == self._world.era:
                 self._world.later(trio.current_time() + CUT_RETRY_S, self._land)
             return
         self.other.arrive(self._flying.popleft())
@@ -204,7 +209,8 @@ class FakeConnection:
         self._readers.unpark_all()
 
     def _is_through(self) -> bool:
-        return not (self._world.cut or {self.local[0], self.remote[0]} & self._world.unplugged)
+        gone = {self.local[0], self.remote[0]} & self._world.unplugged
+        return self._era == self._world.era and not (self._world.cut or gone)
 
     def _check(self) -> None:
         if self._closed:

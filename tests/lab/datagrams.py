@@ -68,6 +68,8 @@ class World:
         self.without_udp: set[str] = set()  # hosts behind a firewall that drops it
         self.hidden: set[str] = set()  # hosts whose firewall lets in what they asked for
         self._asked: set[tuple[Address, Address]] = set()
+        self.era = 0  # of TCP connections: those of an earlier one lead nowhere
+        self.seen_as: dict[Address, Address] = {}  # senders behind a NAT, as others see them
         self.listeners: dict[Address, FakeListener] = {}
         self.internet: Internet | None = None  # None: each host sees every other
         self.seed = seed
@@ -151,17 +153,38 @@ class World:
         for address in [one for one in self._sockets if one[0] == host]:
             self._sockets.pop(address).unplugged = True
 
+    def rebind(self, inside: Address, outside: Address) -> None:
+        """The NAT before that socket forgets what it knew, and gives it another address."""
+        self.seen_as[inside] = outside
+        self.era += 1
+
+    def move(self, host: FakeHost, address: str) -> None:
+        """The machine has another address in place of its only one: sockets stay, the connections
+        of the old address lead nowhere."""
+        [old] = host.addresses
+        host.addresses[:] = [address]
+        self.unplugged.add(old)
+        for where in [one for one in self._sockets if one[0] == old]:
+            socket = self._sockets.pop(where)
+            socket.local = (address, where[1])
+            self._sockets[socket.local] = socket
+        for where in [one for one in self.listeners if one[0] == old]:
+            self.listeners[address, where[1]] = listener = self.listeners.pop(where)
+            listener.move(address)
+        host.changes.unpark_all()
+
     def _land(
         self, datagram: bytes, sender: Address, target: Address, network: Network | None
     ) -> None:
-        lands_at: Address | None = target
+        insides = {outside: inside for inside, outside in self.seen_as.items()}
+        lands_at: Address | None = insides.get(target, target)
         if self.internet is not None and network is not None:
             lands_at = self.internet.descend(sender, target, network)
         unasked = target[0] in self.hidden and (target, sender) not in self._asked
         if self.cut or lands_at is None or unasked or {sender[0], target[0]} & self.without_udp:
             self.lost += 1
         elif (socket := self._sockets.get(lands_at)) is not None:
-            socket.arrive(datagram, sender)
+            socket.arrive(datagram, self.seen_as.get(sender, sender))
 
 
 @dataclass
@@ -171,6 +194,7 @@ class FakeHost:
     world: World
     addresses: list[str]
     near: str | None = None
+    changes: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
     def bind(self, host: str | None, port: int) -> FakeSocket:
         return self.world.bind((host or self.addresses[0], port))
@@ -180,6 +204,11 @@ class FakeHost:
 
     async def connect(self, to: Address) -> ByteSocket:
         return await connect(self.world, self.addresses[0], to)
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        while True:
+            await self.changes.park()
+            changed()
 
     def interface_addresses(self) -> list[str]:
         return list(self.addresses)

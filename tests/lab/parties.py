@@ -85,7 +85,11 @@ class Party:
     def tells(self) -> list[tuple[object, object]]:
         """Who came and went, as its user was told."""
         peers = [event.data for event in self.events if event.kind is Kind.PEER]
-        return [(data["name"], data["up"]) for data in peers if "removed" not in data]
+        return [
+            (data["name"], data["up"])
+            for data in peers
+            if not {"removed", "interrupted"} & set(data)
+        ]
 
     def warnings(self) -> str:
         return "\n".join(event.text for event in self.events if event.kind is Kind.WARNING)

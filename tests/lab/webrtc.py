@@ -15,7 +15,7 @@ from tunnels.allowance import Budget
 from tunnels.credit import INITIAL_WINDOW_BYTES
 from tunnels.dial import AddressPolicy
 from tunnels.link import Introduction, Link, ProvenLink, prove
-from tunnels.session import new_epoch
+from tunnels.session import Epochs
 from tunnels.turn import IceServers
 from tunnels.webrtc import WebRtcLink
 from tunnels.webrtc_transport import OVER_SESSION, Swap, WebRtcTransport
@@ -45,7 +45,7 @@ class Side:
         return await self.transport.dial(OVER_SESSION, other.identity.peer)
 
     async def prove(self, link: Link, other: Side | None = None) -> ProvenLink:
-        us = Introduction(self.identity, new_epoch(), INITIAL_WINDOW_BYTES)
+        us = Introduction(self.identity, Epochs().of, INITIAL_WINDOW_BYTES)
         expect = None if other is None else other.identity.peer
         proven = await prove(link, us, expect=expect, entropy=secrets.token_bytes)
         link.trusted = True

@@ -21,6 +21,7 @@ from meshnode.events import Event, Kind
 from meshnode.peers import PATH_LOOK_S, Peers
 from tests.lab.parties import Party, parties
 from tunnels import Candidate, PeerId
+from tunnels.link import CloseCode
 
 Clock = trio.testing.MockClock
 HOUR_S = 3600
@@ -172,10 +173,10 @@ async def test_a_better_link_is_told_once(tmp_path: Path, autojump_clock: Clock)
         assert session.stats.link_kind == "quic"
         assert paths <= {"quic"}
         before = len(told(ann))
-        for link in list(session._beats):
+        for link in session.standing:
             if link.kind == "quic":
                 await session_over_tcp(ann, bob)
-                link.close(1, "for this test")  # type: ignore[arg-type]
+                link.close(CloseCode.LINK_OVER, "for this test")
         await trio.sleep(1)
         news = told(ann)[before:]
         assert [event.data["link"] for event in news] == ["tcp"]

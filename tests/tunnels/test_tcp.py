@@ -129,15 +129,20 @@ async def test_a_stalled_stream_holds_no_other(clock: object) -> None:
         assert await exchange(await session.open("echo"), bytes(1 << 20)) == bytes(1 << 20)
 
 
-async def test_without_further_connections_a_link_is_given_up(clock: object) -> None:
+async def test_without_further_connections_a_link_is_given_up_for_a_new_one(
+    clock: object,
+) -> None:
     async with two_nodes() as pair:
+        pair.bob.endpoint.serve("echo", echo)
         session = await pair.connect()
         link = link_of(session)
         pair.world.tcp_blocked = True
         with pytest.raises(LinkClosed, match="takes too long"):
             await link.open_channel()
         await trio.sleep(LATE_S)
-        assert session.closed.is_set()
+        assert session.best_link is None
+        pair.world.tcp_blocked = False
+        assert await exchange(await session.open("echo"), b"hello") == b"hello"
 
 
 async def test_during_an_outage_a_stream_waits_to_be_opened(clock: object) -> None:
@@ -159,7 +164,9 @@ async def test_during_an_outage_a_stream_waits_to_be_opened(clock: object) -> No
         assert not session.closed.is_set()
 
 
-async def test_a_control_connection_that_breaks_takes_the_channels_with_it(clock: object) -> None:
+async def test_a_control_connection_that_breaks_takes_the_channels_with_it_and_no_stream(
+    clock: object,
+) -> None:
     async with two_nodes() as pair:
         pair.bob.endpoint.serve("echo", echo)
         session = await pair.connect()
@@ -167,10 +174,9 @@ async def test_a_control_connection_that_breaks_takes_the_channels_with_it(clock
         assert isinstance(stream.channel, TcpChannel)
         connection = stream.channel.connection
         link_of(session)._connection.socket.reset()
-        await trio.sleep(LATE_S)
-        assert pair.bob.endpoint.sessions() == []
-        assert session.closed.is_set()
+        assert await exchange(stream, b"hello") == b"hello"
         assert connection.gone is not None
+        assert pair.alice.endpoint.sessions() == [session]
 
 
 async def test_a_channel_that_breaks_moves_its_stream_to_another(clock: object) -> None:
