@@ -33,6 +33,8 @@ MAX_AHEAD = 8192  # chunks past the last one in order
 MAX_INBOUND = 1024  # streams on which the peer has sent and that it has not reset
 TIMED_EVERY = 16  # packets: to ask for processor time takes as long as to parse one
 BURST_CHUNKS = 4  # for an acknowledgement, as aiortc has it
+MAX_GAPS = 240  # in an acknowledgement, which must fit into a datagram: 4 bytes each
+MAX_DUPLICATES = 20
 SACK_EVERY = 4  # packets, while more wait
 _MOD = 1 << 32
 _HALF = 1 << 31
@@ -178,7 +180,27 @@ class Association(RTCSctpTransport):
         if in_order and self._unsacked < SACK_EVERY and self._ice.has_waiting:
             return
         self._unsacked = 0
+        all_misordered = self._sack_misordered
+        self._sack_misordered = self._told_of()
+        del self._sack_duplicates[MAX_DUPLICATES:]
         await super()._send_sack()
+        self._sack_misordered = all_misordered
+
+    def _told_of(self) -> set[int]:
+        """Of what came early as much as an acknowledgement has room for, nearest first."""
+        if len(self._sack_misordered) <= MAX_GAPS:
+            return self._sack_misordered
+        assert self._last_received_tsn is not None
+        base = self._last_received_tsn
+        told: set[int] = set()
+        gaps, previous = 0, -1
+        for ahead in sorted((tsn - base) % _MOD for tsn in self._sack_misordered):
+            gaps += ahead != previous + 1
+            if gaps > MAX_GAPS:
+                break
+            told.add((base + ahead) % _MOD)
+            previous = ahead
+        return told
 
     def _set_state(self, state: RTCSctpTransport.State) -> None:
         super()._set_state(state)

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import trio
 from aiortc.rtcdatachannel import RTCDataChannel, RTCDataChannelParameters
+from aiortc.rtcsctptransport import SackChunk, parse_packet
 from google_crc32c import value as crc32c
 
 from tests.lab.webrtc import LOOPBACK, Linked, on_island, side, two_sides
@@ -241,6 +242,31 @@ async def test_what_the_network_loses_arrives_all_the_same() -> None:
         near.finish()
         assert await read_all(far) == data
         assert lost
+
+
+async def test_an_acknowledgement_fits_into_a_datagram_whatever_came_early() -> None:
+    async with two_sides() as links:
+        await links.link()
+        sctp = links.far.stack._sctp
+        assert sctp is not None
+        assert sctp._last_received_tsn is not None
+        base, sent = sctp._last_received_tsn, []
+
+        async def record(data: bytes) -> None:
+            sent.append(data)
+
+        async def acknowledge() -> None:
+            sctp.transport._send_data = record  # type: ignore[method-assign]
+            sctp._sack_misordered = {(base + 2 * n) % 2**32 for n in range(1, 2000)}
+            await sctp._send_sack()
+            assert len(sctp._sack_misordered) == 1999
+
+        await on_island(links.far, acknowledge)
+        assert len(sent) == 1
+        assert len(sent[0]) < 1100
+        [sack] = parse_packet(sent[0])[3]
+        assert isinstance(sack, SackChunk)
+        assert sack.gaps[:2] == [(2, 2), (4, 4)]
 
 
 async def test_one_side_ends_and_the_other_still_answers() -> None:
