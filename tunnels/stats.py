@@ -44,6 +44,14 @@ class CountsLosses(Protocol):
     def losses(self) -> Losses | None: ...
 
 
+@runtime_checkable
+class MayBeRelayed(Protocol):
+    """A link that leads straight to the peer, or through a server."""
+
+    @property
+    def is_relayed(self) -> bool: ...
+
+
 @dataclass(frozen=True)
 class LinkStats:
     """One link of a session.
@@ -83,7 +91,7 @@ def link_stats(link: Link, beat: Heartbeat, *, in_use: bool) -> LinkStats:
         kind=link.kind,
         remote=link.remote,
         in_use=in_use,
-        relayed=link.kind in RELAYED_KINDS,
+        relayed=link.is_relayed if isinstance(link, MayBeRelayed) else link.kind in RELAYED_KINDS,
         dialled_here=link.role is Role.DIALLER,
         suspected=beat.suspected,
         rtt_s=trips.least_s,

@@ -170,8 +170,13 @@ class WebRtcLink:
         path = self.stack.ice.path
         if path is None:
             return "nowhere"
-        host, port, relayed = path
-        return format_address(host, port) + (" by TURN" if relayed else "")
+        return format_address(path[0], path[1])
+
+    @property
+    def is_relayed(self) -> bool:
+        """Through a TURN server, ours or the peer's."""
+        path = self.stack.ice.path
+        return path is not None and path[2]
 
     # --- the link protocol --------------------------------------------------------------
 

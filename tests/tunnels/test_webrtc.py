@@ -57,6 +57,7 @@ async def test_both_ends_prove_their_keys_over_the_fingerprints_that_each_saw() 
         assert links.near.binding == links.far.binding
         assert len(links.near.binding) == 64
         assert links.near.remote.startswith(LOOPBACK)
+        assert not links.near.is_relayed
 
 
 async def test_an_announced_fingerprint_that_is_not_the_one_found_ends_it() -> None:
