@@ -388,6 +388,8 @@ class Probe:
     def _agree(self, found: Found) -> None:
         self._step(Event.AGREED)
         self._actions.append(found)
+        self._asked.clear()
+        self._unfired.clear()
 
     def _step(self, event: Event) -> None:
         self.state = TRANSITIONS[self.state, event]

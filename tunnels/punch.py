@@ -79,11 +79,10 @@ class Puncher:
             may_fire=lambda: salvo is not None and self._may_fire(salvo),
             patience_s=meeting.patience_s,
         )
-        search = _Search(
-            Probe(meeting.key, plan, self._allows, self._entropy), self._shared, self._bind
-        )
+        probe = Probe(meeting.key, plan, self._allows, self._entropy)
+        search = _Search(probe, self._shared, self._bind_one_more)
         self._make_room(now)
-        label = search.probe.label
+        label = probe.label
         self._searches[label] = search
         try:
             return await search.run()
@@ -91,7 +90,7 @@ class Puncher:
             raise PunchFailed(f"no direct path: {error}{_why(meeting)}") from None
         finally:
             search.lingers_until_s = trio.current_time() + LINGER_S
-            if search.probe.state is not State.FOUND and self._searches.get(label) is search:
+            if probe.state is not State.FOUND and self._searches.get(label) is search:
                 del self._searches[label]
 
     def _on_probe(self, datagram: bytes, sender: Address) -> None:
@@ -121,8 +120,14 @@ class Puncher:
             return None
         first = int.from_bytes(self._entropy(4), "big")
         if kinds[0] is NatKind.HARD:
-            return fan(aim, _fan_sockets())
+            return fan(aim)
         return (hold if meeting.patience_s else spray)(aim[0], first)
+
+    def _bind_one_more(self) -> DatagramSocket:
+        """For a salvo. Raises ListenFailed."""
+        if sum(len(search.sockets) for search in self._searches.values()) >= _most_sockets():
+            raise ListenFailed("more sockets for salvos would leave too few for links")
+        return self._bind()
 
     def _may_fire(self, salvo: Salvo) -> bool:
         now = trio.current_time()
@@ -142,7 +147,7 @@ class _Search:
         self.lingers_until_s = math.inf
         self._shared = shared
         self._bind = bind
-        self._sockets: dict[int, DatagramSocket] = {}
+        self.sockets: dict[int, DatagramSocket] = {}
         self._may_bind = True
         self._nursery: trio.Nursery | None = None
         self._wake = trio.Event()
@@ -156,12 +161,12 @@ class _Search:
             if isinstance(outcome, Failed):
                 raise PunchFailed(outcome.reason)
             if outcome.way.via:
-                self._shared.adopt(self._sockets.pop(outcome.way.via), outcome.way.to)
+                self._shared.adopt(self.sockets.pop(outcome.way.via), outcome.way.to)
             return outcome.way.to
         finally:
-            for socket in self._sockets.values():
+            for socket in self.sockets.values():
                 socket.close()
-            self._sockets.clear()
+            self.sockets.clear()
             self._may_bind = False
 
     async def _drive(self) -> Found | Failed:
@@ -191,15 +196,15 @@ class _Search:
 
     def _socket(self, via: int) -> DatagramSocket | None:
         """None when the system gives no more, or the search is over."""
-        if via not in self._sockets and self._may_bind and self._nursery is not None:
+        if via not in self.sockets and self._may_bind and self._nursery is not None:
             try:
-                socket = self._sockets[via] = self._bind()
+                socket = self.sockets[via] = self._bind()
             except ListenFailed as error:
                 log.debug("no more sockets for a salvo: %s", error)
                 self._may_bind = False
             else:
                 self._nursery.start_soon(self._listen, socket, via)
-        return self._sockets.get(via)
+        return self.sockets.get(via)
 
     async def _listen(self, socket: DatagramSocket, via: int) -> None:
         while True:
@@ -215,8 +220,8 @@ def _is_outside(host: str) -> bool:
     return address.version == 4 and not is_private(address)
 
 
-def _fan_sockets() -> int:
-    """No more than a quarter of what this process may open: its links need descriptors too."""
+def _most_sockets() -> int:
+    """For all salvos together: no more than a quarter of what this process may open."""
     try:
         import resource
     except ImportError:  # Windows counts no descriptors

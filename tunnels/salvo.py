@@ -54,9 +54,9 @@ class Salvo:
     again_s: float = math.inf
 
 
-def fan(to: Address, sockets: int = FAN_SOCKETS) -> Salvo:
-    """From so many more sockets to the easy side's address."""
-    ways = [Way(to, via) for via in range(1, sockets + 1)]
+def fan(to: Address) -> Salvo:
+    """To the easy side's address, from sockets numbered from 1."""
+    ways = [Way(to, via) for via in range(1, FAN_SOCKETS + 1)]
     return Salvo(to[0], ways, FAN_PER_S, AGAIN_S)
 
 

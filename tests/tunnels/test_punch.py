@@ -255,6 +255,27 @@ async def test_when_the_system_gives_no_more_sockets_what_there_are_will_do(
     assert found >= 3
 
 
+async def test_two_fans_at_once_leave_descriptors_for_links(autojump_clock: Clock) -> None:
+    async with behind(Kind.SYMMETRIC, Kind.HOME) as pair:
+        pair.world.cut = True
+        before, most = len(pair.world._sockets), 0
+
+        async def search(number: int) -> None:
+            where = ((f"11.0.66.{number}", 1),)
+            key, mine, easy = bytes([number]) * 32, pair.alice.nats, Nats(NatKind.EASY)
+            with pytest.raises(PunchFailed):
+                await pair.alice.puncher.punch(Meeting(key, Role.DIALLER, where, mine, easy))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(search, number)
+            for _ in range(50):
+                await trio.sleep(0.1)
+                most = max(most, len(pair.world._sockets) - before)
+        assert 100 < most <= FAN_SOCKETS
+        assert len(pair.world._sockets) == before
+
+
 # --- who lies ------------------------------------------------------------------------------------
 
 
