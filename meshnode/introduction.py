@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from discovery.digest import MAX_NUMBER
 from discovery.distances import Distance
@@ -48,11 +48,18 @@ def parse_grants_untrusted(message: Mapping[str, Any]) -> list[Grant]:
     return grants
 
 
+def _is_number(value: object) -> TypeGuard[int]:
+    """A whole number, and not yes or no, which Python takes for one."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _parse_candidate_untrusted(row: object) -> Candidate:
     if isinstance(row, list) and len(row) in (3, 4):
         transport, host, port, *relay = row
-        texts = isinstance(transport, str) and isinstance(host, str) and isinstance(port, int)
-        if texts and transport.isprintable() and host.isprintable():  # an IPv6 scope may hold all
+        texts = isinstance(transport, str) and isinstance(host, str)
+        if (
+            texts and _is_number(port) and transport.isprintable() and host.isprintable()
+        ):  # an IPv6 scope may hold all
             with contextlib.suppress(ValueError):
                 via = PeerId(relay[0] if isinstance(relay[0], bytes) else b"") if relay else None
                 return Candidate(transport[:MAX_NAME_CHARS], host, port, via=via)
@@ -63,7 +70,7 @@ def parse_member_untrusted(peer: PeerId, message: Mapping[str, Any], now: float)
     """What the peer says of itself, fit to be shown; raises `BadMessage` only."""
     name, seq, rows = message.get("name"), message.get("seq"), message.get("candidates")
     signature = message.get("signature")
-    if not (isinstance(name, str) and isinstance(seq, int) and isinstance(rows, list)):
+    if not (isinstance(name, str) and _is_number(seq) and isinstance(rows, list)):
         raise BadMessage("the peer's introduction has an unknown shape")
     candidates = [_parse_candidate_untrusted(row) for row in rows[:MAX_CANDIDATES]]
     payload, roles = message.get("payload", b""), message.get("roles", [])

@@ -185,7 +185,12 @@ def redemption_seeds() -> list[bytes]:
 def _roster() -> Roster:
     roster = Roster()
     for who, name in ((US, "one"), (HOSTILE, "two")):
-        candidates = (Candidate("quic", "192.0.2.1", 4242), Candidate("quic", "fe80::1%e", 1))
+        through = Candidate("relay", "192.0.2.9", 443, via=PeerId(bytes(range(32))))
+        candidates = (
+            Candidate("quic", "192.0.2.1", 4242),
+            Candidate("quic", "fe80::1%e", 1),
+            through,
+        )
         roster.merge(Member(who.peer, name, candidates, b"payload", 7, float(NOW)))
     return roster
 

@@ -106,7 +106,11 @@ def framed(*messages: Mapping[str, Any]) -> bytes:
 HELLO = {
     "name": "a worker",
     "seq": 1_700_000_000_000,
-    "candidates": [["quic", "192.0.2.1", 4242], ["quic", "fe80::1%eth0", 4242]],
+    "candidates": [
+        ["quic", "192.0.2.1", 4242],
+        ["quic", "fe80::1%eth0", 4242],
+        ["relay", "192.0.2.9", 443, bytes(range(32))],
+    ],
     "grants": grant_seeds()[:2],
 }
 FACTS = WorkerFacts(

@@ -63,6 +63,7 @@ def test_a_name_is_made_fit_to_be_shown() -> None:
         ["quic", "fe80::1%\x1b[2J", 4433],
         ["\x1b[2J", "11.0.0.1", 4433],
         ["quic", 7, 4433],
+        ["quic", "11.0.0.1", True],
         ["quic", "nowhere", 4433],
         ["quic", "11.0.0.1"],
         ["relay", "11.0.0.1", 4433, b"short"],
@@ -76,7 +77,9 @@ def test_an_address_that_cannot_be_dialled_or_shown_is_refused(row: object) -> N
         parse_member_untrusted(ANN, said(candidates=[row]), 0)
 
 
-@pytest.mark.parametrize("changes", [{"name": 7}, {"seq": "5"}, {"candidates": None}])
+@pytest.mark.parametrize(
+    "changes", [{"name": 7}, {"seq": "5"}, {"seq": True}, {"candidates": None}]
+)
 def test_another_shape_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(BadMessage, match="unknown shape"):
         parse_member_untrusted(ANN, said(**changes), 0)
