@@ -224,6 +224,7 @@ class Endpoint:
     def _network_changed(self) -> None:
         self._redialler.network_changed(self._sessions.values())
         self._improver.look_again()
+        self.outside.check_now()
         self.tell_candidates_changed()
 
     def serve(self, service: str, handler: Handler, limits: ServiceLimits = WORK) -> None:

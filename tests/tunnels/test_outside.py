@@ -516,6 +516,25 @@ async def test_a_node_behind_a_nat_tells_where_it_is_seen(
         assert Candidate("quic", WAN, PORT, "reflexive") in node.candidates()
 
 
+async def test_a_node_that_comes_into_another_network_looks_at_it_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with lab() as world:
+        world.add_server(A)
+        world.add_server(B)
+        before = router("easy")
+        home = world.internet.host(HOME, behind=world.internet.network(before))
+        servers = [Server(host, STUN_PORT) for host in (A, B)]
+        started = await start_node(world.nursery, home, "node", port=PORT, stun=servers)
+        view = started.endpoint.outside
+        await view.checked.wait()
+        assert view.facts(4).kind is NatKind.EASY
+        before.kind = Kind.SYMMETRIC
+        home.changes.unpark_all()
+        await trio.sleep(1)
+        assert view.facts(4).kind is NatKind.HARD
+
+
 # --- names --------------------------------------------------------------------------------------
 
 
