@@ -12,8 +12,10 @@ import trio
 from tunnels.handshake import Role
 from tunnels.heartbeat import SUSPECT_S, Heartbeat
 from tunnels.link import CloseCode, Link, ProvenLink
+from tunnels.paths import Choice, Path, choose
 from tunnels.peer import PeerId
 
+RELAY = "relay"  # the kind of link whose bytes go through somebody else
 MAX_LINKS = 4
 TICK_S = 0.25  # while one is silent; a second otherwise
 IDLE_TICK_S = 1.0
@@ -40,6 +42,7 @@ class Links(Sequence[ProvenLink]):
         self._me_first = me < peer
         self._rank_of = rank_of
         self._links: list[ProvenLink] = []
+        self._choice: Choice[Link] = Choice()
         self._past_bytes_in = 0
         self._past_bytes_out = 0
         self._heard_s = trio.current_time()  # on links that are gone
@@ -65,10 +68,23 @@ class Links(Sequence[ProvenLink]):
 
     @property
     def best(self) -> Link | None:
-        """One that is heard; lowest rank first; then the one dialled by the lower PeerId, so both
+        """As paths.py says; of those that are alike the one dialled by the lower PeerId, so both
         ends agree; then the newest: whoever dialled it again had a reason."""
         standing = [one for one in self._links if not one.link.closed.is_set()]
-        return min(standing, key=self._preference).link if standing else None
+        standing.sort(key=self._preference)
+        paths = [self._path(one.link) for one in standing]
+        self._choice = choose(self._choice, paths, trio.current_time())
+        return self._choice.key
+
+    def _path(self, link: Link) -> Path[Link]:
+        beat = self.beats.get(link)
+        return Path(
+            link,
+            self._rank_of(link),
+            relayed=link.kind == RELAY,
+            rtt_s=None if beat is None else beat.rtt_s,
+            suspected=self.is_silent(link),
+        )
 
     def _preference(self, proven: ProvenLink) -> tuple[bool, int, bool, int]:
         link = proven.link
@@ -84,8 +100,12 @@ class Links(Sequence[ProvenLink]):
     # --- coming and going ---------------------------------------------------------------
 
     def add(self, proven: ProvenLink, is_busy: Callable[[], bool]) -> Heartbeat:
+        best = self.best
         self._links.append(proven)
         beat = self.beats[proven.link] = Heartbeat(proven, is_busy)
+        in_use = next((one for one in self._links if one.link is best), None)
+        if in_use is not None and self._preference(proven) < self._preference(in_use):
+            self._choice = Choice(proven.link, self._choice.left)
         self.changed.unpark_all()
         return beat
 

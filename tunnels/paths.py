@@ -19,7 +19,7 @@ path that has become slow does not live on its past.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -28,7 +28,7 @@ FAR_SLOWER, FAR_SLOWER_S = 2.0, 0.02
 ABOUT_AS_FAST, ABOUT_AS_FAST_S = 1.25, 0.005
 CLEARLY_FASTER, CLEARLY_FASTER_S = 0.8, 0.005
 
-Key = TypeVar("Key", bound=Hashable)
+Key = TypeVar("Key")  # hashable
 
 
 @dataclass(frozen=True)

@@ -282,17 +282,22 @@ class Session:
         self._look_now.set()
 
     async def _watch(self) -> None:
-        """Give up a peer that is silent for too long; take streams away from a link that is."""
+        """Give up a peer that is silent for too long; take streams away from a link that is, or
+        that another has become clearly better than."""
+        in_use = self.best_link
         while not self.closed.is_set():
             pause_s = self._links.look()
             silence_s = self._links.silence_s
             if silence_s >= self._setup.dead_after_s:
                 self.end(f"no answer for {silence_s:.0f} s")
                 return
+            before, in_use = in_use, self.best_link
             if not self.suspected:
                 for stream in self._streams.values():
                     channel = stream.channel if stream.opened_here else None
-                    if channel is not None and self.is_silent(channel.link):
+                    if channel is None:
+                        continue
+                    if in_use is not before or self.is_silent(channel.link):
                         self._spawn(self._improve, stream)
             with trio.move_on_after(pause_s):
                 await self._look_now.wait()
