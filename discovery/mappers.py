@@ -85,7 +85,8 @@ async def _ask(
                     socket.send([question], to)
                 with trio.move_on_after(try_s):
                     while heard < MAX_DATAGRAMS:
-                        for datagram, sender in await socket.receive():
+                        batch = await socket.receive()
+                        for datagram, sender in batch[: MAX_DATAGRAMS - heard]:
                             heard += 1
                             answer = _read(read, datagram) if sender[0] == gateway.address else None
                             if answer is not None:

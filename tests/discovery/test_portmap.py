@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 from discovery.gateway import Gateway, find_gateway, parse_proc_route, parse_routes
+from discovery.mappers import MAX_DATAGRAMS
+from discovery.nat_pmp import parse_answer_untrusted
 from discovery.portmap import CHECK_S, GOODBYE_S, PortMap, PortMapStatus, describe, survey
 from tests.discovery.routers import (
     GATEWAY,
@@ -395,9 +398,19 @@ async def test_answers_of_other_machines_are_not_heard(autojump_clock: Clock) ->
         nursery.cancel_scope.cancel()
 
 
-async def test_a_flood_of_nonsense_ends_the_question_not_the_node(autojump_clock: Clock) -> None:
+async def test_a_flood_of_nonsense_ends_the_question_not_the_node(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = World(Weather(delay_s=0.001))
     router = Router(world, ())
+    looked_at = 0
+
+    def counted(data: bytes) -> Any:
+        nonlocal looked_at
+        looked_at += 1
+        return parse_answer_untrusted(data)
+
+    monkeypatch.setattr("discovery.nat_pmp.parse_answer_untrusted", counted)
 
     async def flood() -> None:
         socket = world.bind((GATEWAY, MAP_PORT))
@@ -409,7 +422,24 @@ async def test_a_flood_of_nonsense_ends_the_question_not_the_node(autojump_clock
         nursery.start_soon(flood)
         async with at_home(router) as home:
             assert home.portmap.candidates() == []
+            assert 0 < looked_at <= MAX_DATAGRAMS
         nursery.cancel_scope.cancel()
+
+
+async def test_a_pcp_answer_without_our_nonce_is_passed_over(autojump_clock: Clock) -> None:
+    """Who can write the router's address on a packet still has not seen the question."""
+    router = a_router("PCP")
+    honest = router._answer_pcp
+
+    def forged(question: bytes, sender: tuple[str, int]) -> bytes:
+        answer = bytearray(honest(question, sender))
+        if len(answer) > 24:
+            answer[24] ^= 1
+        return bytes(answer)
+
+    router._answer_pcp = forged  # type: ignore[method-assign]
+    async with at_home(router) as home:
+        assert home.portmap.candidates() == []
 
 
 async def test_a_bug_that_a_router_brings_to_light_leaves_the_node_running(

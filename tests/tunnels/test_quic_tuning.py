@@ -175,6 +175,9 @@ def test_an_acknowledgement_alone_waits_and_can_be_hurried() -> None:
     for datagram, _ in wire.client.datagrams_to_send(wire.now):
         wire.server.receive_datagram(datagram, ("client", 1), wire.now)
     assert wire.server.datagrams_to_send(wire.now) == []
+    wire.server._pacing_at = wire.now  # left from another time: only sending takes it away
+    assert not tuning.only_acknowledges(wire.server, wire.now)
+    wire.server._pacing_at = None
     tuning.acknowledge_now(wire.server, wire.now)
     assert not tuning.only_acknowledges(wire.server, wire.now)
     assert len(wire.server.datagrams_to_send(wire.now)) == 1
@@ -205,6 +208,7 @@ def test_a_probe_of_the_size_is_lost_without_congestion_and_delivered_like_anoth
     window = wire.client._loss.congestion_window
     lost = tuning.size_probe(wire.client, 1472, wire.now, told.append)
     assert len(lost) == 1472
+    assert wire.client._loss.bytes_in_flight == 0
     wire.settle(400)  # its timeout
     assert told == [False]
     assert wire.client._loss.congestion_window >= window
@@ -218,3 +222,47 @@ def test_a_probe_of_the_size_is_lost_without_congestion_and_delivered_like_anoth
     wire.client.send_stream_data(wire.client.get_next_available_stream_id(), bytes(3000))
     sizes = [len(datagram) for datagram, _ in wire.client.datagrams_to_send(wire.now)]
     assert sizes[0] == 1472
+
+
+class Told:
+    """What a connection says of its large packets."""
+
+    suspects = True
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def answered(self) -> None:
+        self.words.append("answered")
+
+    def large_delivered(self) -> None:
+        self.words.append("delivered")
+
+    def large_lost(self, now: float) -> None:
+        self.words.append("lost")
+
+
+@pytest.mark.parametrize(
+    ("size", "arrives", "words"),
+    [
+        (1472, True, {"answered", "delivered"}),
+        (1472, False, {"answered", "lost"}),
+        (1200, True, {"answered"}),
+        (1200, False, {"answered"}),
+    ],
+)
+def test_what_becomes_of_large_packets_is_told(size: int, arrives: bool, words: set[str]) -> None:
+    wire = Wire()
+    wire.settle()
+    tuning.set_datagram_bytes(wire.client, size)
+    told = wire.client.large_packets = Told()
+    stream_id = wire.client.get_next_available_stream_id()
+    wire.client.send_stream_data(stream_id, bytes(1400))
+    for datagram, _ in wire.client.datagrams_to_send(wire.now):
+        if arrives:
+            wire.server.receive_datagram(datagram, ("client", 1), wire.now)
+    tuning.set_datagram_bytes(wire.client, 1200)
+    for _ in range(5):  # overtaken by these, it is taken for lost
+        wire.client.send_stream_data(stream_id, b"x")
+        wire.settle(5)
+    assert set(told.words) == words
