@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from blake3 import blake3
-from gguf.constants import GGML_QUANT_SIZES, GGUFValueType
 
 from meshnode.errors import ModelError
+from meshnode.models.gguf_constants import GGML_QUANT_SIZES, GGUFValueType
 
 MAX_HEADER_BYTES = 256 * 1024 * 1024
 MAX_ARRAY_ITEMS = 1 << 23
