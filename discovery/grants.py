@@ -90,7 +90,7 @@ ROLES_BY_CODE = {code: role for role, code in ROLE_CODES.items()}
 OPEN_TO_ALL = frozenset({"join", "hello"})
 """Services anyone who has proven a key may open: they are how a stranger becomes a member."""
 
-OPEN_TO_MEMBERS = frozenset({"reserve", "paths", "paths/webrtc", "renew", "revocations", "roster"})
+OPEN_TO_MEMBERS = frozenset({"reserve", "paths", "renew", "revocations", "roster", "webrtc"})
 """Services that keep a mesh together, open to a member of any role."""
 
 SERVICES: dict[Role, frozenset[str]] = {

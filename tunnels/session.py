@@ -244,6 +244,9 @@ class Session:
         if len(standing) >= MAX_LINKS or self.closed.is_set():
             proven.link.close(CloseCode.LINK_OVER, "enough links stand already")
             return
+        if proven.link.kind not in self._setup.kinds and not self._needs_introduction():
+            proven.link.close(CloseCode.LINK_OVER, "the other side uses other kinds of links")
+            return
         self._link_count += 1
         if self._is_member:
             proven.link.share.welcome(self.peer)
@@ -259,6 +262,9 @@ class Session:
         for stream in self._streams.values():
             if stream.opened_here:
                 self._spawn(self._improve, stream)
+
+    def _needs_introduction(self) -> bool:
+        return self.rank in (None, INTRODUCTION_RANK) or self.suspected
 
     def _end_introductions(self) -> None:
         for other in self._links:

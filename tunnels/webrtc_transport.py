@@ -38,7 +38,7 @@ from tunnels.webrtc_description import (
 MEET_S = 10.0  # for both sides to find each other, from the moment both know each other's places
 MAX_MEETING = 16  # links that peers asked for and that do not stand yet
 
-SERVICE = "paths/webrtc"
+SERVICE = "webrtc"
 LIMITS = ServiceLimits(
     peer_streams=1, streams=MAX_MEETING, peer_rate=Rate(0.1, burst=4), rate=Rate(4, burst=32)
 )

@@ -24,7 +24,7 @@ from meshnode.engine.children import child_environment, open_child
 from meshnode.engine.llama_server import LlamaServerOptions, open_llama_server
 from tests.engine.synthetic import make_model
 
-LINKS = ("quic", "tcp")
+LINKS = ("quic", "tcp", "webrtc")
 ALONE, STOCK = "alone", "stock RPC, TCP"
 LAYERS = 16
 LOCAL_LAYERS = 8

@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from discovery.grants import Role, may_open
 from meshnode.cli.settings import TURN_PASSWORD_VARIABLE, read_turn
 from meshnode.errors import AccessError, UsageError
+from tunnels.webrtc_transport import SERVICE
 
 SECRET = "hunter2 hunter2"
+
+
+@pytest.mark.parametrize("role", Role)
+def test_a_member_of_any_role_may_begin_a_webrtc_link(role: Role) -> None:
+    assert may_open(role, SERVICE)
 
 
 @pytest.fixture

@@ -36,6 +36,27 @@ async def test_streams_wait_for_the_webrtc_link_and_no_other_is_left(over_webrtc
         assert introduced_bytes < 64 << 10
 
 
+async def test_links_of_other_kinds_are_not_taken_back() -> None:
+    async with trio.open_nursery() as nursery:
+        alice = Endpoint(identity("alice"), authorize=anyone, transports=("webrtc",))
+        bob = Endpoint(identity("bob"), authorize=anyone, transports=("tcp", "webrtc"))
+        bob.serve("echo", echo)
+        await nursery.start(alice.run, LOOPBACK, 0)
+        await nursery.start(bob.run, LOOPBACK, 0)
+        met = await alice.connect(bob.peer, bob.candidates())
+        assert await exchange(await met.open("echo"), b"over webrtc") == b"over webrtc"
+        [place] = [one for one in alice.candidates() if one.transport == "tcp"]
+        proven = await bob._attempt(alice.peer, place)
+        bob._adopt(proven)
+        with trio.fail_after(5):
+            await proven.link.closed.wait()
+        assert proven.link.closure is not None
+        assert proven.link.closure.reason == "the other side uses other kinds of links"
+        assert [one.link.kind for one in met._links] == ["webrtc"]
+        assert await exchange(await met.open("echo"), b"still") == b"still"
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_peer_that_makes_no_webrtc_links_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
