@@ -244,6 +244,25 @@ async def test_where_udp_is_blocked_the_way_to_the_relay_is_tcp(clock: object) -
         assert leg.stats.link_kind == "tcp"
 
 
+async def test_where_only_port_443_leaves_a_relay_that_listens_there_will_do(
+    clock: object,
+) -> None:
+    async with through_rita({"bob"}) as pair:
+        sam = await start_relay(pair.nursery, pair.world.host("11.0.0.8"), "sam", tcp_port=443)
+        await reach_through(sam, pair.bob)
+        ways = [one for one in pair.bob.endpoint.candidates() if one.via == sam.endpoint.peer]
+        assert sorted(way.port for way in ways) == [443, sam.endpoint.bound_ports()["tcp"]]
+        pair.world.without_udp = {"11.0.0.1"}
+        [other] = [way for way in ways if way.port != 443]
+        dead = replace(other, port=9)  # as behind a firewall that drops what goes elsewhere
+        leaves = [way for way in ways if way.port == 443]
+        session = await pair.alice.endpoint.connect(pair.bob.endpoint.peer, [dead, *leaves])
+        assert await exchange(await session.open("echo"), b"hello") == b"hello"
+        leg = pair.alice.endpoint.session(sam.endpoint.peer)
+        assert leg is not None
+        assert leg.stats.remote == "11.0.0.8:443"
+
+
 # --- who may ---------------------------------------------------------------------------------
 
 
