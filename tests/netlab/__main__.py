@@ -40,14 +40,13 @@ def main() -> int:
         print("no cell has such a name")
         return 2
     began_s = time.monotonic()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave nothing behind
     net = Internet()
     try:
         net.lay()
         seen = trio.run(run, net, cells, options)
     finally:
         net.close()
-    bad = [cell.name for cell in cells if not seen[cell.name].is_good(cell)]
+    bad = [cell.name for cell in cells if not seen.get(cell.name, Seen()).is_good(cell)]
     print(f"{len(cells) - len(bad)} of {len(cells)} cells as expected", end="")
     print(f", in {time.monotonic() - began_s:.0f} s")
     return 1 if bad else 0
@@ -69,9 +68,21 @@ async def run(net: Internet, cells: list[Cell], options: argparse.Namespace) -> 
 
     known, seen = load(), dict[str, Seen]()
     with tempfile.TemporaryDirectory(prefix="mesh-netlab-") as scratch:
-        async with open_stations(net, Path(options.logs or scratch)) as stations:
+        async with (
+            open_stations(net, Path(options.logs or scratch)) as stations,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(_end_when_told, nursery.cancel_scope)
             await try_cells(stations, cells, count, options.at_once, tell)
+            nursery.cancel_scope.cancel()
     return seen
+
+
+async def _end_when_told(scope: trio.CancelScope) -> None:
+    """As at the end of all tries: nothing is left behind."""
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
 
 
 def _show(cell: Cell, one: Seen) -> None:
