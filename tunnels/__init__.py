@@ -1,7 +1,8 @@
 """Authenticated byte streams between two PeerIds, over whatever works."""
 
+from tunnels.changes import Change, SessionDown, SessionUp
 from tunnels.dial import AddressPolicy
-from tunnels.endpoint import Change, Endpoint, SessionDown, SessionUp
+from tunnels.endpoint import Endpoint
 from tunnels.errors import (
     BadFrame,
     DialFailed,

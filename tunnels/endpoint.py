@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import trio
@@ -14,6 +13,7 @@ import trio
 from tunnels import webrtc_transport
 from tunnels.allowance import Budget
 from tunnels.binding import Address
+from tunnels.changes import Change, SessionDown, SessionUp, Subscribers
 from tunnels.credit import INITIAL_WINDOW_BYTES
 from tunnels.dial import AddressPolicy, race, ranked
 from tunnels.doors import Doors
@@ -21,20 +21,21 @@ from tunnels.errors import LinkClosed, TunnelError
 from tunnels.exchange import LIMITS as PATHS_LIMITS
 from tunnels.exchange import SERVICE as PATHS
 from tunnels.exchange import Exchange, Ourselves
-from tunnels.gate import WORK, ServiceGate, ServiceLimits
+from tunnels.gate import WORK, ServiceLimits
 from tunnels.heartbeat import DEAD_S
 from tunnels.identity import Identity
 from tunnels.improve import Improver
 from tunnels.link import LINK_KINDS, CloseCode, Introduction, Link, ProvenLink, Transport, prove
 from tunnels.meeting import Meeting
-from tunnels.network import HostNetwork, Network
+from tunnels.network import HostNetwork, Network, reachable_hosts
 from tunnels.outside import OutsideView
 from tunnels.peer import Candidate, PeerId
 from tunnels.punch import Puncher
 from tunnels.quic import QuicLink
-from tunnels.redial import Redialler, SessionBack, SessionSilent
+from tunnels.redial import Redialler
 from tunnels.relay import RESERVE, Carries
 from tunnels.relaying import OWN_RULES, Relaying
+from tunnels.services import Services
 from tunnels.session import Epochs, Handler, Session, SessionSetup
 from tunnels.stream import Stream
 from tunnels.stun import Server
@@ -45,32 +46,9 @@ from tunnels.webrtc_transport import OVER_SESSION, Swap, WebRtcTransport
 ACCEPT_TIMEOUT_S = 5.0  # from a stranger's first datagram to its proof
 INTERNAL = frozenset({PATHS, RESERVE, webrtc_transport.SERVICE})
 MAX_SESSIONS = 256
-MAX_UNREAD_EVENTS = 4096
 RESTARTED = "the peer has restarted"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SessionUp:
-    session: Session
-
-    @property
-    def peer(self) -> PeerId:
-        return self.session.peer
-
-
-@dataclass(frozen=True)
-class SessionDown:
-    session: Session
-    reason: str
-
-    @property
-    def peer(self) -> PeerId:
-        return self.session.peer
-
-
-Change = SessionUp | SessionDown | SessionSilent | SessionBack
 
 
 class Endpoint:
@@ -106,18 +84,16 @@ class Endpoint:
             raise ValueError(f"links are of these kinds: {', '.join(LINK_KINDS)}")
         self.identity = identity
         self.peer = identity.peer
-        self._authorize = authorize
         self._policy = policy
         self._dead_after_s = dead_after_s
         self._tcp_port = tcp_port
         self._network = network or HostNetwork()
         self._epochs = Epochs()
         self._us = Introduction(identity, self._epochs.of, INITIAL_WINDOW_BYTES)
-        self._services: dict[str, tuple[Handler, ServiceLimits]] = {}
-        self._gates: dict[str, ServiceGate] = {}
+        self._services = Services(authorize)
         self._sessions: dict[PeerId, Session] = {}
         self._dialling: dict[PeerId, trio.Lock] = {}
-        self._subscribers: list[trio.MemorySendChannel[Change]] = []
+        self._subscribers = Subscribers()
         self._kinds = frozenset(transports)
         introduced = is_introduced(self._kinds)
         self._meets_over = made_for(self._kinds) if introduced else self._kinds
@@ -137,7 +113,7 @@ class Endpoint:
             kinds=self._carriers & made_for(self._kinds),
         )
         self._improver.exchange = Exchange(self._ourselves, self._improver.follow)
-        self._redialler = Redialler(self._attempt, self._adopt, self._tell)
+        self._redialler = Redialler(self._attempt, self._adopt, self._subscribers.tell)
         self._stopped = False
         self.serve(PATHS, self._improver.exchange.serve, PATHS_LIMITS)
         self.relaying = Relaying(
@@ -180,9 +156,7 @@ class Endpoint:
                         session.end("the node is stopping")
         finally:
             doors.close()
-            for subscriber in self._subscribers:
-                subscriber.close()
-            self._subscribers.clear()
+            self._subscribers.close()
             self._nursery = None
             self._doors = None
             self.relaying.stop()
@@ -202,7 +176,7 @@ class Endpoint:
             policy=self._policy,
             connect=self.connect,
             session=self.session,
-            own_hosts=lambda: self._own_hosts(doors.local[0]),
+            own_hosts=lambda: self._network_hosts(doors),
             swap_with=self._swap_with,
             ice=self._ice,
         )
@@ -233,8 +207,7 @@ class Endpoint:
         An exact name, or a prefix ending in "/": "rpc/" takes rpc/<lease>. The longest wins.
         limits: how many streams, and how often (gate.py); beyond, they are refused.
         """
-        self._services[service] = (handler, limits)
-        self._gates.pop(service, None)
+        self._services.serve(service, handler, limits)
 
     def candidates(self) -> list[Candidate]:
         """Where peers may reach us: through relays; at our interface addresses with the bound
@@ -243,12 +216,12 @@ class Endpoint:
         doors = self._open_doors()
         found = [
             Candidate(kind, one, port, "host")
-            for one in self._own_hosts(doors.local[0])
+            for one in self._network_hosts(doors)
             for kind, port in self.bound_ports().items()
         ]
         if doors.second_listener is not None and "tcp" in self._kinds:
             second = doors.second_listener.local[1]
-            found += [Candidate("tcp", one, second) for one in self._own_hosts(doors.local[0])]
+            found += [Candidate("tcp", one, second) for one in self._network_hosts(doors)]
         for source in self._further:
             found += (one for one in source() if one.transport in self._meets_over)
         places: dict[tuple[str, str, int, PeerId | None], Candidate] = {}
@@ -300,17 +273,8 @@ class Endpoint:
             if transport.port is not None and kind in self._meets_over
         }
 
-    def _own_hosts(self, bound_host: str) -> list[str]:
-        bound = ipaddress.ip_address(bound_host)
-        if not bound.is_unspecified:
-            return [bound_host]
-        found = [ipaddress.ip_address(text) for text in self._network.interface_addresses()]
-        return [
-            str(one)
-            for one in found
-            if not (one.is_loopback or one.is_link_local or one.is_multicast)
-            and (one.version == 4 or bound.version == 6)
-        ]
+    def _network_hosts(self, doors: Doors) -> list[str]:
+        return reachable_hosts(doors.local[0], self._network.interface_addresses())
 
     # --- sessions -----------------------------------------------------------------------
 
@@ -323,9 +287,7 @@ class Endpoint:
     def subscribe(self) -> trio.MemoryReceiveChannel[Change]:
         """Events from now on, until the endpoint stops. A subscriber that leaves
         MAX_UNREAD_EVENTS unread is cut off."""
-        send, receive = trio.open_memory_channel[Change](MAX_UNREAD_EVENTS)
-        self._subscribers.append(send)
-        return receive
+        return self._subscribers.add()
 
     async def connect(self, peer: PeerId, candidates: Sequence[Candidate]) -> Session:
         """The session with `peer`: the one that stands, or a new one over the first candidate
@@ -427,7 +389,7 @@ class Endpoint:
             session = self._sessions[proven.peer] = Session(
                 proven,
                 SessionSetup(
-                    answer=self._answer,
+                    answer=self._services.answer,
                     nursery=self._still_running(),
                     on_end=self._session_ended,
                     me=self.peer,
@@ -437,7 +399,7 @@ class Endpoint:
                 ),
             )
             session.add_link(proven)
-            self._tell(SessionUp(session))
+            self._subscribers.tell(SessionUp(session))
             self._still_running().start_soon(self._redialler.run, session)
         else:
             session.add_link(proven)
@@ -449,54 +411,7 @@ class Endpoint:
             self._epochs.renew(session.peer)
         if self._sessions.get(session.peer) is session:
             del self._sessions[session.peer]
-            self._tell(SessionDown(session, session.close_reason or ""))
-
-    def _answer(self, peer: PeerId, service: str) -> Handler | str:
-        """The handler of `service` for `peer`, or why there is none. The two refusals read the
-        same, so that a stranger cannot list our services."""
-        refused = f"the service {service!r} is not offered to this node"
-        name = self._name_of(service)
-        try:
-            allowed = name in OWN_RULES or self._authorize(peer, service)
-        except Exception:
-            log.exception("the rules for %r failed: refused", service)
-            return refused
-        name = name if allowed else None
-        return refused if name is None else self._gated(name, peer)
-
-    def _gated(self, name: str, peer: PeerId) -> Handler | str:
-        """The handler of the service served as `name`, unless the peer asks too much of it."""
-        handler, limits = self._services[name]
-        gate = self._gates.get(name)
-        if gate is None:
-            gate = self._gates[name] = ServiceGate(limits, trio.current_time())
-        too_much = gate.enter(peer, trio.current_time())
-        if too_much is not None:
-            return too_much
-
-        async def counted(stream: Stream) -> None:
-            try:
-                await handler(stream)
-            finally:
-                gate.leave(peer)
-
-        return counted
-
-    def _name_of(self, service: str) -> str | None:
-        if service in self._services:
-            return service
-        prefixes = [
-            name for name in self._services if name.endswith("/") and service.startswith(name)
-        ]
-        return max(prefixes, key=len, default=None)
-
-    def _tell(self, event: Change) -> None:
-        for subscriber in list(self._subscribers):
-            try:
-                subscriber.send_nowait(event)
-            except (trio.WouldBlock, trio.BrokenResourceError):
-                subscriber.close()
-                self._subscribers.remove(subscriber)
+            self._subscribers.tell(SessionDown(session, session.close_reason or ""))
 
     def _running(self) -> trio.Nursery:
         if self._nursery is None:

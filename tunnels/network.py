@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import psutil
@@ -94,3 +94,17 @@ def _prefix_bits(netmask: str | None) -> int | str:
         return ""
     mask = ipaddress.ip_address(netmask)
     return int(mask).bit_count()
+
+
+def reachable_hosts(bound_host: str, own_addresses: Sequence[str]) -> list[str]:
+    """Those of our addresses where a socket bound to `bound_host` can be reached by others."""
+    bound = ipaddress.ip_address(bound_host)
+    if not bound.is_unspecified:
+        return [bound_host]
+    found = [ipaddress.ip_address(text) for text in own_addresses]
+    return [
+        str(one)
+        for one in found
+        if not (one.is_loopback or one.is_link_local or one.is_multicast)
+        and (one.version == 4 or bound.version == 6)
+    ]

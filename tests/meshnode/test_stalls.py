@@ -104,7 +104,7 @@ async def test_whoever_asks_and_stops_is_dropped(
         mute = await open_mute(alice.session(bob), stop.service, takes)
         mute.say(halves(hers, stop.said, stop.half))
         await trio.sleep(HELLO_TIMEOUT_S - LATE_S)
-        gate = bob.endpoint._gates[stop.service]
+        gate = bob.endpoint._services._gates[stop.service]
         assert (gate.streams, unfinished(bob.session(alice))) == (1, [stop.service])
         await trio.sleep(2 * LATE_S)
         assert (gate.streams, unfinished(bob.session(alice))) == (0, [])
@@ -122,10 +122,10 @@ async def test_a_word_now_and_then_buys_no_time(
         for byte in framed({"word": bytes(100)})[: int(HELLO_TIMEOUT_S)]:
             mute.say(bytes([byte]))
             await trio.sleep(LATE_S * 0.95)
-        assert bob.endpoint._gates[service].streams == 1
+        assert bob.endpoint._services._gates[service].streams == 1
         mute.say(b"\0")
         await trio.sleep(LATE_S)
-        assert bob.endpoint._gates[service].streams == 0
+        assert bob.endpoint._services._gates[service].streams == 0
 
 
 async def test_an_answer_whose_end_is_never_acknowledged_is_given_up(
@@ -137,7 +137,7 @@ async def test_an_answer_whose_end_is_never_acknowledged_is_given_up(
         mute = await open_mute(alice.session(bob), "join")
         mute.say(framed({"id": bytes(8), "secret": bytes(16)}))
         await trio.sleep(SEE_OFF_S - LATE_S)
-        assert bob.endpoint._gates["join"].streams == 0
+        assert bob.endpoint._services._gates["join"].streams == 0
         assert unfinished(bob.session(alice)) == ["join"]
         await trio.sleep(2 * LATE_S)
         assert unfinished(bob.session(alice)) == []
