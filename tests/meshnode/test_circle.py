@@ -15,6 +15,7 @@ from meshnode import circle
 from meshnode.circle import MAX_LENDERS, RELAYS, UNUSED_S, Circle
 from tests.lab.parties import Party, parties
 from tunnels import PeerId
+from tunnels.heartbeat import DEAD_S
 
 Clock = trio.testing.MockClock
 DOZEN = ("founder", "inviter", *(f"node{number}" for number in range(10)))
@@ -72,6 +73,7 @@ async def test_those_whom_one_invited_find_each_other_when_it_dies(
         await trio.sleep(SETTLED_S)
         assert first.knows(last)
         assert last.knows(first)
+        await trio.sleep(DEAD_S)
         assert not first.knows(founder)
 
 
