@@ -44,6 +44,7 @@ from tunnels.stats import LinkStats, SessionStats, link_stats
 from tunnels.stream import Stream
 
 MAX_STREAMS = 100  # open at once in one session; a QUIC link carries 128 channels each way
+QUIET_SERVICES = frozenset({"reserve"})  # held open for days; a peer is not watched for it
 INTRODUCTION_RANK = 90  # of a link of another kind than those that may carry streams
 INTRODUCTION_S = 30.0  # how long a stream waits for one of these
 RESUME_WITHIN_S = 5.0  # for our stream to go on over another link; then over yet another
@@ -159,6 +160,10 @@ class Session:
         )
 
     @property
+    def _is_busy(self) -> bool:
+        return any(stream.service not in QUIET_SERVICES for stream in self._streams.values())
+
+    @property
     def streams(self) -> int:
         """Open at present, of both sides."""
         return len(self._streams)
@@ -253,7 +258,7 @@ class Session:
         self._links.close_silent("a new link took its place")
         if proven.link.role is Role.LISTENER:
             self.doubt()  # the peer dials, as if it heard nothing on the others
-        beat = self._links.add(proven, lambda: bool(self._streams))
+        beat = self._links.add(proven, lambda: self._is_busy)
         self._spawn(self._run_link, proven, beat)
         if proven.link.kind in self._setup.kinds and proven.link.role is Role.DIALLER:
             self._end_introductions()  # the other side has taken the new link already

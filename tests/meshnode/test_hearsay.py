@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import cbor2
 import pytest
 import trio
 import trio.testing
 
+from discovery.digest import CELLS, pack_bits, pack_entries
 from discovery.grants import Role
 from discovery.roster import Member
 from meshnode.hearsay import SAVE_EVERY_S
 from meshnode.introduction import MAX_RECORDS, record_pages
 from meshnode.ledger import MAX_HEARD_OF_ONE
-from meshnode.messages import MessageStream
-from tests.lab.parties import Party, parties, recorded_messages
-from tunnels import Candidate, Identity
+from meshnode.messages import Message, MessageStream
+from tests.lab.homes import copy_home
+from tests.lab.parties import Party, parties, recorded_messages, ring_of, world_of_parties
+from tunnels import Candidate, Identity, StreamReset
 
 Clock = trio.testing.MockClock
 SOON_S = 40
@@ -187,3 +190,124 @@ async def test_members_that_one_inviter_makes_up_are_few(
         known = [word for word, _ in news if founder.membership.member(word.peer)]
         assert len(known) == MAX_HEARD_OF_ONE
         assert founder.knows(ann)
+
+
+# -- what is gossiped that should not be ----------------------------------------------------------
+
+
+async def say(teller: Party, listener: Party, *sayings: Message) -> list[object]:
+    """What is answered to these, up to the end; a refusal ends it too."""
+    answers: list[object] = []
+    async with await teller.session(listener).open("roster") as stream:
+        messages = MessageStream(stream)
+        try:
+            for saying in sayings:
+                await messages.send(saying)
+            await stream.send_eof()
+            while (answer := await messages.receive_or_end_untrusted()) is not None:
+                answers.append(answer)
+        except StreamReset as refusal:
+            answers.append(str(refusal))
+    return answers
+
+
+async def test_of_a_mesh_that_is_not_shared_nothing_is_said(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "founder", "ann", "other") as (founder, ann, other):
+        await start(founder, ann, other)
+        await ann.connections.join(founder.invite())
+        await founder.connections.join(other.invite())
+        await trio.sleep(SOON_S)
+        everything = {"of": pack_bits(range(CELLS)), "entries": b""}
+        for mesh in (other.mesh, ann.mesh, b"", None):
+            (answer,) = await say(ann, founder, {"mesh": mesh, "root": bytes(16)}, everything)
+            assert "does not share" in str(answer)
+        _, second, *pages = await say(
+            ann, founder, {"mesh": founder.mesh, "root": bytes(16)}, everything
+        )
+        assert isinstance(second, dict)
+        assert second["pages"] == len(pages) == 1
+        assert other.peer.key not in cbor2.dumps(pages)
+
+
+async def test_talk_that_is_none_ends_its_stream_and_nothing_else(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "founder", "ann") as (founder, ann):
+        await start(founder, ann)
+        await ann.connections.join(founder.invite())
+        root: Message = {"mesh": founder.mesh, "root": bytes(16)}
+        sayings: tuple[list[Message], ...] = (
+            [{"mesh": founder.mesh}],
+            [{"mesh": founder.mesh, "news": b"7"}],
+            [root, {"of": b"", "entries": b""}],
+            [root, {"of": bytes(8), "entries": bytes(7)}],
+            [root, {}],
+        )
+        for saying in sayings:
+            answers = await say(ann, founder, *saying)
+            assert isinstance(answers[-1], str), saying
+            assert "no message" in answers[-1]
+        assert founder.knows(ann)
+
+
+async def test_what_was_told_of_and_not_sent_is_asked_of_others(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "founder", "liar", "ann") as (founder, liar, ann):
+        await start(founder, liar, ann)
+        for node in (liar, ann):
+            await node.connections.join(founder.invite())
+        await trio.sleep(SOON_S)
+        number = seq_now(ann) + 10**9
+        news = {"mesh": founder.mesh, "news": pack_entries({ann.peer: number})}
+        assert await say(liar, founder, news) == [{"want": ann.peer.key}]
+        ann.membership.record.roles = ("lend",)
+        ann.membership.notify()
+        await trio.sleep(SOON_S)
+        member = founder.membership.member(ann.peer)
+        assert member is not None
+        assert member.roles == ("lend",)
+        assert member.seq < number
+
+
+async def test_a_node_on_an_old_disk_outbids_what_goes_round_of_it(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    """Its clock was ahead, and is set right when it comes back from a backup. Somebody far away
+    knows it as it was."""
+    async with (
+        world_of_parties() as world,
+        ring_of(world, tmp_path, "founder", "ben") as (founder, ben),
+    ):
+        async with ring_of(world, tmp_path, "ann") as (ann,):
+            await start(founder, ben, ann)
+            await ben.connections.join(founder.invite())
+            await ann.connections.join(founder.invite())
+            copy_home(tmp_path / "ann", tmp_path / "old")
+            ann.wall.ahead_s = 7200
+            ann.membership.record.roles = ("lend",)
+            ann.membership.notify()
+            await trio.sleep(SOON_S)
+            ahead = founder.membership.member(ann.peer)
+            grant = founder.ledger.shown(founder.mesh, ann.peer)
+            assert ahead is not None
+            assert grant is not None
+            assert ahead.roles == ("lend",)
+        (tmp_path / "ann").rename(tmp_path / "new")
+        (tmp_path / "old").rename(tmp_path / "ann")
+        async with ring_of(world, tmp_path, "ann") as (ann,):
+            await start(ann)
+            await trio.sleep(SOON_S)
+            assert ann.ledger.own_number < ahead.seq
+            (page,) = record_pages([(ahead, grant)])
+            await say(ben, founder, page)
+            believed = founder.membership.member(ann.peer)
+            assert believed is not None
+            assert believed.claim() == ahead.claim()
+            await trio.sleep(2 * SOON_S)
+            for node in (founder, ben):
+                member = node.membership.member(ann.peer)
+                assert member is not None
+                assert (member.roles, member.seq) == ((), ahead.seq + 1), node.name

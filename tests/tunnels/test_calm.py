@@ -9,7 +9,9 @@ import trio.testing
 from tests.lab.crowd import CALM_BYTES_PER_S, STREAM_BYTES
 from tests.lab.nodes import Pair, echo, exchange, two_nodes
 from tunnels import Session
+from tunnels import session as session_module
 from tunnels.heartbeat import CALM_INTERVAL_S, PING_INTERVAL_S, SUSPECT_S
+from tunnels.relay import RESERVE
 
 pytestmark = pytest.mark.usefixtures("link_kind")
 Clock = trio.testing.MockClock
@@ -100,3 +102,16 @@ async def test_from_the_first_stream_on_silence_is_noticed_as_soon_as_ever(
             assert session.suspected
             assert bobs.suspected
             pair.world.cut = False
+
+
+async def test_a_stream_that_is_only_held_open_keeps_nobody_awake(
+    autojump_clock: Clock, link_kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reservation at a relay lasts for days."""
+    assert {RESERVE} == session_module.QUIET_SERVICES
+    monkeypatch.setattr(session_module, "QUIET_SERVICES", frozenset({"echo"}))
+    async with two_nodes() as pair:
+        session = await calm_session(pair)
+        async with await session.open("echo"):
+            await trio.sleep(WARM_UP_S)
+            assert await wire_bytes(pair, link_kind, WHILE_S) / 2 < CALM_BYTES_PER_S
