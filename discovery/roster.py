@@ -106,7 +106,8 @@ def _is_role(role: str) -> bool:
 
 def _is_distance(distance: Distance) -> bool:
     tag, step = distance
-    return len(tag) == TAG_BYTES and 0 <= step < STEPS
+    # A truth value is a number to Python, and none to who reads it back from the disk.
+    return len(tag) == TAG_BYTES and type(step) is int and 0 <= step < STEPS
 
 
 class Roster:

@@ -174,6 +174,9 @@ def test_what_a_record_says_besides_is_read() -> None:
         {"distances": [[NEAR, "3"]]},
         {"distances": [["text", 3]]},
         {"distances": [[NEAR, 10**30]]},
+        {"distances": [[NEAR, False]]},
+        {"seq": True},
+        {"candidates": [["quic", "192.0.2.1", True]]},
     ],
 )
 def test_what_a_record_says_in_another_shape_is_refused(changes: dict[str, object]) -> None:
