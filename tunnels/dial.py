@@ -115,7 +115,9 @@ def ranked(candidates: Sequence[Candidate], is_near: Callable[[str], bool]) -> l
     """In the order in which to try them: addresses as given, near ones first, and for each the best
     kind of link. So the second best address of the best kind does not hold back the next kind,
     which may be the only one that gets through. Relays come after two of them: what leads directly
-    may win, and where nothing does, nobody waits for a long list to fail."""
+    may win, and where nothing does, nobody waits for a long list to fail. The port that a hard NAT
+    showed somebody else is left out."""
+    candidates = [one for one in candidates if one.kind != "hard"]
     hosts = list(dict.fromkeys(one.host for one in candidates))
     near = {host: is_near(host) for host in hosts}
     places = {host: place for place, host in enumerate(hosts)}

@@ -162,7 +162,7 @@ class Improver:
         peer = session.peer
         try:
             proven = await race(peer, candidates, lambda one: self._attempt(peer, one), _close)
-            if session.closed.is_set():
+            if session.closed.is_set() or _is_late(proven, session):
                 _close(proven)
             else:
                 self._adopt(proven)
@@ -182,6 +182,11 @@ class Improver:
 
 def _is_indirect(session: Session) -> bool:
     return session.rank is not None and session.rank > DIRECT_RANK
+
+
+def _is_late(proven: ProvenLink, session: Session) -> bool:
+    """Another way was found meanwhile that is as good."""
+    return session.rank is not None and proven.link.rank >= session.rank
 
 
 def _meeting(swap: Swap, rtt_s: float) -> Meeting:

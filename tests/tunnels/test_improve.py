@@ -215,3 +215,8 @@ def test_the_preference_of_the_design() -> None:
     ]
     assert order == sorted(set(order))
     assert all(kind.name == name for name, kind in LINK_KINDS.items())
+
+
+def test_the_port_that_a_hard_nat_showed_somebody_else_is_not_dialled() -> None:
+    there, elsewhere = Candidate("quic", "192.0.2.1", 9), Candidate("quic", "192.0.2.2", 7, "hard")
+    assert ranked([elsewhere, there], lambda _host: False) == [there]
