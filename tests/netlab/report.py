@@ -31,6 +31,8 @@ in `tests/netlab/expected.py` before it was made true.
 ./just netlab --cells 'home-*'      # some
 ```
 
+A whole run makes 3 tries in every cell and 100 in the twelve that matter most. Times depend on the
+machine: those below are of two cores that had other tests to run.
 """
 NOT_TRIED = Seen()
 
