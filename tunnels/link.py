@@ -128,8 +128,8 @@ class Channel(Protocol):
     async def lend(self, wake: Callable[[], None]) -> Wire | None:
         """Leave the reading and writing to a thread. wake: called when it must look up."""
 
-    def heard(self) -> None:
-        """The peer was heard on it, by a thread."""
+    def heard(self, ago_s: float) -> None:
+        """The peer was heard on it, by a thread, so long ago."""
 
 
 class NeverLent:
@@ -140,7 +140,7 @@ class NeverLent:
     async def lend(self, wake: Callable[[], None]) -> Wire | None:  # noqa: ARG002
         return None
 
-    def heard(self) -> None:
+    def heard(self, ago_s: float) -> None:
         pass
 
 

@@ -13,6 +13,7 @@ takes the state away from it for good, from the event loop, at any moment.
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import threading
@@ -89,6 +90,7 @@ class Ride:
         self.lock = threading.Lock()
         self.up_ended, self.down_ended = ended  # and the other end of that direction knows
         self.failure: Exception | None = None  # of the channel, or of the local socket
+        self.heard_at_s = -math.inf  # anything on the channel
         self.held = False  # the link's share of this node is used up: hear nothing more
         self._state = state
         self._decoder = decoder
@@ -267,7 +269,8 @@ class Ride:
                 self._state.consumed(self._not_consumed)
                 self._not_consumed = 0
                 self._undelivered = [b"".join(self._undelivered)]
-        count = self._wire.hear(self._plain)
+        if count := self._wire.hear(self._plain):
+            self.heard_at_s = time.monotonic()
         self._take(self._plain[:count])
         self._state.sink = self._sink
         return count

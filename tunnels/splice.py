@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket as stdlib_socket
+import time
 
 import trio
 
@@ -140,7 +141,7 @@ class Splice:
         token = trio.lowlevel.current_trio_token()
 
         def settle(spent_s: float, carried: int) -> None:
-            token.run_sync_soon(self._settle, channel, spent_s, carried)
+            token.run_sync_soon(self._settle, channel, spent_s, carried, ride.heard_at_s)
 
         state, ended = self._stream.state, (self._up_ended, self._down_ended)
         local = stdlib_socket.socket(fileno=self._local.fileno())
@@ -191,10 +192,10 @@ class Splice:
         if self._ride is not None:
             self._ride.wake()
 
-    def _settle(self, channel: Channel, spent_s: float, carried: int) -> None:
+    def _settle(self, channel: Channel, spent_s: float, carried: int, heard_at_s: float) -> None:
         """What a ride has spent is the link's to pay."""
         share, now = channel.share, trio.current_time()
-        channel.heard()
+        channel.heard(time.monotonic() - heard_at_s)
         share.earn(carried)
         share.charge(spent_s, now)
         if share.wait_s(now) and self._ride is not None and not self._ride.held:

@@ -85,6 +85,7 @@ class TcpChannel:
 
     def __init__(self, link: TcpLink, connection: Connection) -> None:
         self._link = link
+        self._since_s = trio.current_time()
         self.connection = connection
 
     @property
@@ -103,7 +104,7 @@ class TcpChannel:
 
     async def receive(self) -> bytes:
         data = await self.connection.receive()
-        self._link.last_heard_s = trio.current_time()
+        self.heard(0.0)
         return data
 
     def finish(self) -> None:
@@ -119,5 +120,9 @@ class TcpChannel:
     async def lend(self, wake: Callable[[], None]) -> LentConnection | None:
         return await self.connection.lend(wake)
 
-    def heard(self) -> None:
-        self._link.last_heard_s = trio.current_time()
+    def heard(self, ago_s: float) -> None:
+        link = self._link
+        # One that was made since the others were last heard says nothing of them: it may come from
+        # another address, or through a router that has forgotten them.
+        if self._since_s <= link.last_heard_s:
+            link.last_heard_s = max(link.last_heard_s, trio.current_time() - ago_s)

@@ -162,6 +162,33 @@ async def test_a_machine_that_gets_another_address_is_followed(who: str, clock: 
     assert max(took) <= 2, "a doubt, and a new link beside the old one"
 
 
+@pytest.mark.parametrize("fault", ["the machine moves", "the NAT forgets"])
+async def test_streams_that_are_opened_meanwhile_do_not_hide_that_the_others_lead_nowhere(
+    fault: str, clock: object
+) -> None:
+    """Over TCP each is a connection of its own, from where the machine is now."""
+
+    async def happen(pair: Pair) -> None:
+        if fault == "the machine moves":
+            pair.world.move(pair.alice.host, "11.0.0.77")
+        else:
+            port = pair.alice.endpoint.candidates()[0].port
+            pair.world.rebind(("11.0.0.1", port), ("11.9.9.9", 50001))
+        [session] = pair.alice.endpoint.sessions()
+        pair.nursery.start_soon(chat, session)
+
+    async def chat(session: Session) -> None:
+        while True:
+            stream = await session.open("echo")
+            assert await exchange(stream, b"hello") == b"hello"
+            await stream.aclose()
+            await trio.sleep(0.3)
+
+    async with pair_of() as pair:
+        took = await talk_through(pair, happen)
+    assert max(took) <= (2 if fault == "the machine moves" else 5)
+
+
 @over_quic
 async def test_over_quic_the_dialler_is_followed_without_a_new_link(clock: object) -> None:
     async with pair_of() as pair:
