@@ -401,6 +401,7 @@ class Connections:
         peer = change.peer
         if not self._membership.is_introduced(peer):
             return
+        self.circle.tried(peer, well=isinstance(change, SessionBack))
         name = self._membership.member_name(peer)
         data = {"peer": str(peer), "name": name, "up": True}
         if isinstance(change, SessionSilent):
