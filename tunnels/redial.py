@@ -80,11 +80,12 @@ class Redialler:
         self._reached: dict[PeerId, tuple[Candidate, ...]] = {}
         self._relayed_s: dict[PeerId, float] = {}
         self._news = trio.Event()
+        self._network_changes = 0
 
     def learn(self, peer: PeerId, candidates: Iterable[Candidate]) -> None:
         """Where the peer says it may be reached now."""
         found = tuple(dict.fromkeys(candidates))[:MAX_PLACES]
-        if found and found != self._known.get(peer):
+        if found and set(found) != set(self._known.get(peer, ())):
             _remember(self._known, peer, found)
             self._stir()
 
@@ -98,6 +99,7 @@ class Redialler:
         """Ours: what failed may work now, and what stands may be cut."""
         for session in sessions:
             session.doubt()
+        self._network_changes += 1
         self._stir()
 
     async def run(self, session: Session) -> None:
@@ -129,13 +131,16 @@ class Redialler:
     async def _dial(self, outage: _Outage) -> None:
         async with trio.open_nursery() as nursery:
             while not outage.is_over:
-                news = self._news
+                news, changes = self._news, self._network_changes
                 for place in outage.add(
                     self._reached.get(outage.peer, ()), self._known.get(outage.peer, ())
                 ):
                     nursery.start_soon(outage.try_place, place)
                 await outage.until_over_or(news)
-                outage.hurry()
+                # Not for a place that was learned: a dial through a relay learns the relay's, and
+                # would cut itself short.
+                if self._network_changes != changes:
+                    outage.hurry()
 
     async def _attempt_in_turn(self, peer: PeerId, place: Candidate) -> ProvenLink:
         if place.via is None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import struct
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,46 +15,25 @@ import pytest
 import trio
 
 from meshnode.demo.nodes import NodeFailed, NodeProcess, open_node
-from tests.conftest import require
 from tests.e2e.conftest import ANY_HTTP, LOOPBACK, ONE_THREAD, SAME_LAYOUT, Mesh
 from tests.e2e.test_planned_again import long_answer
 from tests.e2e.test_two_nodes import greedy_tokens, url_of
+from tests.faults.clocks import Clock, build_library
+from tunnels.interfaces import time_asleep_s
 
 pytestmark = pytest.mark.engine
 
 HOUR_S = 3600
-SOURCE = Path(__file__).parent.parent / "faults" / "stepped_clock.c"
-
-
-@dataclass(frozen=True)
-class Clock:
-    """One machine's wall clock."""
-
-    library: Path
-    file: Path
-
-    def set(self, step_s: int) -> None:
-        with self.file.open("r+b") as file:
-            file.write(struct.pack("<q", step_s))
-
-    def environment(self) -> dict[str, str]:
-        return {"LD_PRELOAD": str(self.library), "MESH_TEST_CLOCK": str(self.file)}
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    require("compiler", sys.platform == "linux" and shutil.which("cc") is not None, "no cc here")
-    path = tmp_path_factory.mktemp("clock") / "stepped_clock.so"
-    command = ["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(path), str(SOURCE)]
-    subprocess.run([*command, "-ldl"], check=True)
-    return path
+    return build_library(tmp_path_factory.mktemp("clock"))
 
 
 @pytest.fixture
 def clocks(library: Path, tmp_path: Path) -> tuple[Clock, Clock]:
     files = (tmp_path / "worker.clock", tmp_path / "orchestrator.clock")
-    for file in files:
-        file.write_bytes(bytes(8))
     return Clock(library, files[0]), Clock(library, files[1])
 
 
@@ -71,6 +47,22 @@ def test_the_clock_steps_and_the_steady_one_does_not(clocks: tuple[Clock, Clock]
     wall_s, steady_s = map(float, told.split())
     assert abs(wall_s - (time.time() - HOUR_S)) < 60
     assert abs(steady_s - time.monotonic()) < 60
+
+
+def test_a_sleep_is_seen_by_all_clocks_but_the_steady_one(clocks: tuple[Clock, Clock]) -> None:
+    clock, _ = clocks
+    source = (
+        "import time; from tunnels.interfaces import time_asleep_s;"
+        "print(time.time(), time.monotonic(), time_asleep_s())"
+    )
+    before_s = time_asleep_s()
+    clock.sleep(HOUR_S)
+    environment = {**os.environ, **clock.environment()}
+    told = subprocess.check_output([sys.executable, "-c", source], env=environment, text=True)
+    wall_s, steady_s, asleep_s = map(float, told.split())
+    assert abs(wall_s - (time.time() + HOUR_S)) < 60
+    assert abs(steady_s - time.monotonic()) < 60
+    assert abs(asleep_s - before_s - HOUR_S) < 1
 
 
 @pytest.mark.parametrize("step_s", [HOUR_S, -HOUR_S], ids=["forwards", "back"])

@@ -1,6 +1,7 @@
-/* Preloaded into a process: its wall clock is off by as many seconds as the file named by
- * MESH_TEST_CLOCK says (a little-endian int64, mapped, so that a step shows at once). The steady
- * clocks are left alone, as they are when somebody sets a machine's clock. */
+/* Preloaded into a process: its clocks are off by as many seconds as the file named by
+ * MESH_TEST_CLOCK says (two little-endian int64, mapped, so that a change shows at once). The first
+ * is for the wall clock alone, as when somebody sets it. The second is for all but the steady clock,
+ * as when the machine has slept. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -11,24 +12,28 @@
 #include <time.h>
 #include <unistd.h>
 
-static volatile int64_t *step_s;
+static volatile int64_t *offsets_s;
 
 __attribute__((constructor)) static void open_clock(void) {
     const char *path = getenv("MESH_TEST_CLOCK");
     int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     if (fd < 0) return;
-    void *page = mmap(NULL, sizeof *step_s, PROT_READ, MAP_SHARED, fd, 0);
-    if (page != MAP_FAILED) step_s = page;
+    void *page = mmap(NULL, 2 * sizeof *offsets_s, PROT_READ, MAP_SHARED, fd, 0);
+    if (page != MAP_FAILED) offsets_s = page;
     close(fd);
 }
 
-static int64_t step(void) { return step_s ? *step_s : 0; }
+static int64_t offset(clockid_t clock) {
+    if (!offsets_s) return 0;
+    if (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE) return offsets_s[0] + offsets_s[1];
+    return clock == CLOCK_BOOTTIME ? offsets_s[1] : 0;
+}
 
 int clock_gettime(clockid_t clock, struct timespec *now) {
     static int (*real)(clockid_t, struct timespec *);
     if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
     int failed = real(clock, now);
-    if (!failed && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += step();
+    if (!failed) now->tv_sec += offset(clock);
     return failed;
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -227,6 +228,30 @@ async def test_a_datagram_from_elsewhere_moves_nothing_unless_it_decrypts(clock:
         await trio.sleep(1)
         assert theirs(pair).stats.remote == where
         assert await exchange(await session.open("echo"), b"hello") == b"hello"
+
+
+async def test_a_place_that_is_learned_meanwhile_cuts_no_try_short(clock: object) -> None:
+    """A try may be what learns it: to dial through a relay is to learn where that is."""
+
+    async def tell(pair: Pair) -> None:
+        nodes = (pair.alice.endpoint, pair.bob.endpoint)
+        for number in itertools.count():
+            for one, other in (nodes, nodes[::-1]):
+                places = other.candidates()
+                elsewhere = Candidate(places[0].transport, "11.0.0.200", 1 + number % 2)
+                one.learn(other.peer, [*places, elsewhere])
+            await trio.sleep(0.05)
+
+    async with pair_of() as pair:
+        session = await pair.connect()
+        pair.world.cut = True
+        for link in (*session.standing, *theirs(pair).standing):
+            link.close(CloseCode.LINK_OVER, "cut by the test")
+        pair.nursery.start_soon(tell, pair)
+        await trio.sleep(2)
+        pair.world.cut = False
+        with trio.fail_after(2):
+            await session.wait_heard()
 
 
 # --- streams ---------------------------------------------------------------------------------
