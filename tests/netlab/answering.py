@@ -111,7 +111,7 @@ class Scene:
                 print(f"the next token after {took_s:.3f} s")  # pytest -s shows it
         assert answer.tokens == undisturbed
         told = [one["text"] for one in self.node.events[seen:] if one["event"] != "path"]
-        assert not any("ready" in text or "lost" in text for text in told), told
+        assert not any("ready" in text or "lost worker" in text for text in told), told
         return answer, took_s
 
 
