@@ -154,7 +154,7 @@ async def test_who_is_there_is_listed(hosts: list[LanHost], tmp_path: Path) -> N
     }
     assert [name for name, row in seen.items() if row["this_node"]] == ["alice"]
     port = bob_port(tmp_path)
-    assert seen["bob"]["addresses"] == [f"quic {NETWORK}.2:{port}"]
+    assert seen["bob"]["addresses"] == [f"{kind} {NETWORK}.2:{port}" for kind in ("tcp", "quic")]
     assert seen["bob"]["peer"] == str(Identity.load(tmp_path / "bob" / "node.key").peer)
     assert seen["bob"]["version"]
     assert {name: row["member"] for name, row in theirs.items()} == dict.fromkeys(seen, False)
