@@ -39,7 +39,8 @@ class Circle:
         self._failed: dict[PeerId, float] = {}
 
     def tried(self, peer: PeerId, *, well: bool) -> None:
-        """A member was dialled, or has come."""
+        """A member was dialled, has come, or has fallen silent: its session is kept, and meanwhile
+        another stands in for it."""
         if well:
             self._failed.pop(peer, None)
         else:
@@ -57,12 +58,14 @@ class Circle:
 
     def unused(self, sessions: Iterable[Session], wanted: frozenset[PeerId]) -> list[Session]:
         """Sessions to end: we began them, and need them no more. What the other side needs it has
-        begun, or begins again; a session with streams is left alone."""
+        begun, or begins again; a session with streams is left alone, and a silent one, which comes
+        back or ends by itself."""
         ripe_s = trio.current_time() - UNUSED_S
         return [
             session
             for session in sessions
-            if session.peer not in wanted and session.since_s < ripe_s and not session.streams
+            if session.peer not in wanted and session.since_s < ripe_s
+            if not session.streams and not session.suspected
             if (links := session.links()) and links[0].dialled_here
         ]
 

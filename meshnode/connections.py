@@ -39,7 +39,7 @@ from tunnels import (
     TunnelError,
 )
 from tunnels.allowance import Buckets, Rate
-from tunnels.gate import ASK, TALK
+from tunnels.gate import ASK, GREET, TALK
 from tunnels.relay_transport import relay_of
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Connections:
             await self.introductions.serve(stream, self._endpoint.candidates())
 
         self._endpoint.serve("join", self.joining.serve, TALK)
-        self._endpoint.serve("hello", hello, TALK)
+        self._endpoint.serve("hello", hello, GREET)
         self._endpoint.serve("revocations", self.removal.serve, ASK)
         self._endpoint.serve("renew", self.renewal.serve, TALK)
         self._endpoint.serve("roster", self.hearsay.serve, ASK)
@@ -401,6 +401,7 @@ class Connections:
         peer = change.peer
         if not self._membership.is_introduced(peer):
             return
+        self.circle.tried(peer, well=isinstance(change, SessionBack))
         name = self._membership.member_name(peer)
         data = {"peer": str(peer), "name": name, "up": True}
         if isinstance(change, SessionSilent):

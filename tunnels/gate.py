@@ -22,9 +22,13 @@ class ServiceLimits:
     rate: Rate
 
 
-# What a peer does a few times a session: introduce itself, join, renew.
+# What a peer does a few times a session: join, renew.
 TALK = ServiceLimits(
     peer_streams=2, streams=64, peer_rate=Rate(0.5, burst=8), rate=Rate(16, burst=64)
+)
+# A node that is started again and again says hello each time, and when its addresses change.
+GREET = ServiceLimits(
+    peer_streams=2, streams=64, peer_rate=Rate(1, burst=32), rate=Rate(16, burst=64)
 )
 # What a peer asks for now and then, and what may then last: facts, leases, files.
 ASK = ServiceLimits(

@@ -135,10 +135,18 @@ async def party(
         events: list[Event] = []
         kept = Connections(endpoint, members, events.append)
         kept.offer_services()
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as block:
+            nursery = await block.start(_nursery_of_its_own)
             await nursery.start(endpoint.run, None, PORT)
             yield Party(name, home, endpoint, members, kept, nursery, wall, events)
-            nursery.cancel_scope.cancel()
+            block.cancel_scope.cancel()
+
+
+async def _nursery_of_its_own(task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    """Cancelled, it ends the node's tasks; the block, a test's own, goes on."""
+    async with trio.open_nursery() as nursery:
+        task_status.started(nursery)
+        await trio.sleep_forever()
 
 
 @asynccontextmanager

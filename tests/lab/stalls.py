@@ -113,6 +113,11 @@ def unfinished(session: Session) -> list[str]:
     return [stream.service for stream in session._streams.values()]
 
 
+def open_at(session: Session, service: str) -> set[Stream]:
+    """Those of one service: gossip comes at any time, and a reservation stands while it is held."""
+    return {stream for stream in session._streams.values() if stream.service == service}
+
+
 def halves(words: Sequence[bytes], said: int, half: bool) -> bytes:
     """`said` of these messages and, with `half`, the first half of the next."""
     whole = b"".join(words[:said])

@@ -129,13 +129,14 @@ async def test_a_relay_that_restarts_is_used_again_within_seconds(
         rita.stop()
         await trio.sleep(20)
         assert not ann.endpoint.relaying.reservations()
-        assert not ann.knows(ben)
+        assert ann.session(ben).suspected
         host = world.host("11.0.0.9")
         async with party(tmp_path, host, "rita", carries=Carries.TRAFFIC) as again:
             run(again)
             await trio.sleep(40)
             assert ann.endpoint.relaying.reservations()
             assert ann.knows(ben)
+            assert not ann.session(ben).suspected
             assert ann.session(ben).stats.link_kind == "relay"
 
 
