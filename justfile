@@ -99,9 +99,9 @@ kills *args: build
     @python -m tests.kills_table "$@"
 
 # an answer under way through outages of full length: cable out 20 s, stopped or asleep 60 s, 32 flaps
-outages: build
+outages *args: build
     MESH_TEST_ALL_OUTAGES=1 MESH_TEST_REQUIRE=engine,namespaces MESH_TEST_OUTAGE_S=20 MESH_TEST_STOPPED_S=60 MESH_TEST_FLAPS=32 \
-        python -m pytest -q -s tests/netlab/test_outages.py tests/netlab/test_outages_on_the_way.py
+        python -m pytest -q -s tests/netlab/test_outages.py tests/netlab/test_outages_on_the_way.py "$@"
 
 # hostile sessions against the engine's server under sanitizers: ./just fuzz-engine [runs=N] [--write]
 fuzz-engine *args:
