@@ -9,7 +9,7 @@ WAN_IP = "urn:schemas-upnp-org:service:WANIPConnection:1"
 IGD = "urn:schemas-upnp-org:device:InternetGatewayDevice:1"
 
 
-def ssdp_answer(location: str = f"http://{GATEWAY}:5000/rootDesc.xml", target: str = IGD) -> bytes:
+def ssdp_answer(location: str = f"http://{GATEWAY}:5000/desc.xml", target: str = IGD) -> bytes:
     return (
         "HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=120\r\n"
         f"ST: {target}\r\nUSN: uuid:4f1c::{target}\r\nEXT:\r\nSERVER: Router/1.0 UPnP/1.1\r\n"

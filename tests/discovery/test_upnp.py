@@ -31,7 +31,7 @@ from tests.discovery.routers import (
 )
 from tunnels.errors import BadFrame
 
-FOUND_AT = Place(5000, "/rootDesc.xml")
+FOUND_AT = Place(5000, "/desc.xml")
 
 
 # --- SSDP --------------------------------------------------------------------------------------
@@ -53,11 +53,11 @@ def test_an_answer_tells_where_the_description_is() -> None:
 @pytest.mark.parametrize(
     "location",
     [
-        "http://192.168.7.66:5000/rootDesc.xml",  # another machine of the network
+        "http://192.168.7.66:5000/desc.xml",  # another machine of the network
         "http://127.0.0.1:8080/admin",
         "http://169.254.169.254/latest/meta-data",
-        "http://router.lan/rootDesc.xml",  # a name leads anywhere
-        f"https://{GATEWAY}/rootDesc.xml",
+        "http://router.lan/desc.xml",  # a name leads anywhere
+        f"https://{GATEWAY}/desc.xml",
         f"file://{GATEWAY}/etc/passwd",
         f"http://{GATEWAY}@192.168.7.66/",
         f"http://user:secret@{GATEWAY}/",

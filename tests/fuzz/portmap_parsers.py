@@ -26,7 +26,7 @@ from tests.fuzz.parser import REJECTED, Parser, check
 from tests.fuzz.script import Script
 from tunnels.errors import BadFrame
 
-FOUND_AT = Place(5000, "/rootDesc.xml")
+FOUND_AT = Place(5000, "/desc.xml")
 
 
 def nat_pmp_seeds() -> list[bytes]:

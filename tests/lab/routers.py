@@ -158,7 +158,7 @@ class Router:
     def _answer_search(self, question: bytes, _sender: Address) -> bytes | None:
         if not question.startswith(b"M-SEARCH"):
             return None
-        return ssdp_answer(f"http://{self.address}:{WEB_PORT}/rootDesc.xml")
+        return ssdp_answer(f"http://{self.address}:{WEB_PORT}/desc.xml")
 
     async def _serve_web(self) -> None:
         listener = self.world.host(self.address).listen(self.address, WEB_PORT)
@@ -183,7 +183,7 @@ class Router:
         socket.finish()
 
     def _web_page(self, question: bytes) -> bytes:
-        if question.startswith(b"GET /rootDesc.xml "):
+        if question.startswith(b"GET /desc.xml "):
             return http_answer(description())
         found = re.search(rb'SOAPAction: "[^"#]+#(\w+)"', question)
         assert found is not None
