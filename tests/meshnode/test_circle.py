@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -34,11 +36,6 @@ async def start(*nodes: Party) -> None:
     await trio.testing.wait_all_tasks_blocked()
 
 
-async def join_all(founder: Party, others: list[Party]) -> None:
-    for node in others:
-        await node.connections.join(founder.invite(mesh=founder.mesh))
-
-
 def knows_all(node: Party, nodes: list[Party]) -> bool:
     return all(node.membership.member(one.peer) for one in nodes if one is not node)
 
@@ -55,11 +52,18 @@ def switch_off(node: Party) -> None:
     node.stop()
 
 
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a dozen were many."""
+@asynccontextmanager
+async def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Party]]:
+    """A dozen, invited by the first of them, that keep sessions as if they were many."""
     monkeypatch.setattr(neighbourhood, "ALL_UP_TO", 4)
     monkeypatch.setattr(circle, "ALL_UP_TO", 4)
     monkeypatch.setattr(neighbourhood, "DRAWN", 2)
+    async with parties(tmp_path, *DOZEN) as nodes:
+        founder, *others = nodes
+        await start(*nodes)
+        for node in others:
+            await node.connections.join(founder.invite(mesh=founder.mesh))
+        yield nodes
 
 
 # -- up to a dozen -----------------------------------------------------------------------------
@@ -93,11 +97,8 @@ async def test_those_whom_one_invited_find_each_other_when_it_dies(
 async def test_of_many_each_keeps_a_few_sessions_and_news_reaches_all(
     tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few(monkeypatch)
-    async with parties(tmp_path, *DOZEN) as nodes:
+    async with many(tmp_path, monkeypatch) as nodes:
         founder, *others = nodes
-        await start(*nodes)
-        await join_all(founder, others)
         await trio.sleep(UNUSED_S + SOON_S)
         assert all(knows_all(node, nodes) for node in nodes)
         assert sum(map(sessions, nodes)) <= 2 * (2 + MAX_INTRODUCERS) * len(nodes)
@@ -152,13 +153,9 @@ async def test_a_silent_session_is_not_let_go(
 async def test_one_that_does_not_answer_is_made_up_for(
     tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few(monkeypatch)
-    async with parties(tmp_path, *DOZEN) as nodes:
-        founder, *others = nodes
-        await start(*nodes)
-        await join_all(founder, others)
+    async with many(tmp_path, monkeypatch) as nodes:
         await trio.sleep(UNUSED_S + SOON_S)
-        node = others[0]
+        node = nodes[1]
         for peer in {session.peer for session in node.connections.introduced()}:
             (dead,) = [one for one in nodes if one.peer == peer]
             switch_off(dead)
@@ -170,27 +167,22 @@ async def test_one_that_does_not_answer_is_made_up_for(
 async def test_a_session_in_use_is_kept(
     tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few(monkeypatch)
-    async with parties(tmp_path, *DOZEN) as nodes:
-        founder, *others = nodes
+    async def hold(stream: object) -> None:
+        await trio.sleep_forever()
 
-        async def hold(stream: object) -> None:
-            await trio.sleep_forever()
-
+    async with many(tmp_path, monkeypatch) as nodes:
+        user, *others = nodes[1:]
         for node in nodes:
             node.endpoint.serve("control", hold)
-        await start(*nodes)
-        await join_all(founder, others)
         await trio.sleep(20)
         streams = [
-            await others[0].session(one).open("control")
-            for one in nodes
-            if one is not others[0]
-            if others[0].knows(one)
+            await user.session(one).open("control")
+            for one in (nodes[0], *others)
+            if user.knows(one)
         ]
-        held = {stream.peer for stream in streams}
+        assert (held := {stream.peer for stream in streams})
         await trio.sleep(UNUSED_S + SOON_S)
-        assert held <= {session.peer for session in others[0].connections.introduced()}
+        assert held <= {session.peer for session in user.connections.introduced()}
 
 
 # -- whom a node needs ------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from meshnode import connections, neighbours
 from meshnode.errors import AccessError, MeshError
 from meshnode.events import Kind
 from meshnode.neighbours import Neighbours
+from tests.lab.datagrams import World
 from tests.lab.nodes import identity
 from tests.lab.parties import Party, parties, party, world_of_parties
 from tunnels import Candidate, DialFailed, Identity, PeerId, Stream
@@ -113,6 +114,36 @@ def live(node: Party) -> Neighbours:
     return found
 
 
+@asynccontextmanager
+async def alone(tmp_path: Path) -> AsyncIterator[tuple[World, Party]]:
+    """Alice's node, in a world where others may come up."""
+    async with (
+        world_of_parties() as world,
+        party(tmp_path, world.host("11.0.0.1"), "alice") as alice,
+    ):
+        yield world, alice
+
+
+@asynccontextmanager
+async def alone_and_live(tmp_path: Path) -> AsyncIterator[tuple[World, Party]]:
+    """Alice takes part in the local network; the world records all that she sends from now on."""
+    async with alone(tmp_path) as (world, alice):
+        live(alice)
+        await trio.sleep(SOON_S)
+        world.record = True
+        yield world, alice
+
+
+@asynccontextmanager
+async def after_bob_left(tmp_path: Path) -> AsyncIterator[tuple[World, Party, PeerId]]:
+    """Alice has met Bob, who is not any more where she met him (11.0.0.2)."""
+    async with alone(tmp_path) as (world, alice):
+        async with party(tmp_path, world.host("11.0.0.2"), "bob") as bob:
+            await alice.connections.join(bob.invite())
+            await forget_each_other(alice, bob)
+        yield world, alice, bob.peer
+
+
 async def forget_each_other(one: Party, other: Party) -> None:
     one.session(other).end("the test parts them")
     await trio.sleep(SOON_S)
@@ -121,16 +152,10 @@ async def forget_each_other(one: Party, other: Party) -> None:
 async def test_a_member_that_moved_is_found_where_it_says_it_is(
     tmp_path: Path, autojump_clock: Clock, lan: FakeLan
 ) -> None:
-    async with (
-        world_of_parties() as world,
-        party(tmp_path, world.host("11.0.0.1"), "alice") as alice,
-    ):
-        async with party(tmp_path, world.host("11.0.0.2"), "bob") as bob:
-            await alice.connections.join(bob.invite())
-            await forget_each_other(alice, bob)
+    async with after_bob_left(tmp_path) as (world, alice, bobs_id):
         live(alice)
         await trio.sleep(20)
-        assert not alice.membership.is_introduced(bob.peer)
+        assert not alice.membership.is_introduced(bobs_id)
         async with party(tmp_path, world.host("11.0.0.9"), "bob") as bob:
             live(bob)
             await trio.sleep(SOON_S)
@@ -143,54 +168,40 @@ async def test_a_sighting_does_not_wait_for_a_dial_that_leads_nowhere(
     after_s: float, tmp_path: Path, autojump_clock: Clock
 ) -> None:
     async with (
-        world_of_parties() as world,
-        party(tmp_path, world.host("11.0.0.1"), "alice") as alice,
+        after_bob_left(tmp_path) as (world, alice, _),
+        party(tmp_path, world.host("11.0.0.9"), "bob") as bob,
     ):
-        async with party(tmp_path, world.host("11.0.0.2"), "bob") as bob:
-            await alice.connections.join(bob.invite())
-            await forget_each_other(alice, bob)
-        async with party(tmp_path, world.host("11.0.0.9"), "bob") as bob:
-            alice.run_connections()
-            await trio.sleep(after_s)
-            alice.connections.sighted(bob.peer, bob.endpoint.candidates())
-            await trio.sleep(0.5)
-            assert alice.knows(bob)
+        alice.run_connections()
+        await trio.sleep(after_s)
+        alice.connections.sighted(bob.peer, bob.endpoint.candidates())
+        await trio.sleep(0.5)
+        assert alice.knows(bob)
 
 
 async def test_a_dial_is_given_up_when_the_peer_comes_to_us(
     tmp_path: Path, autojump_clock: Clock
 ) -> None:
     async with (
-        world_of_parties() as world,
-        party(tmp_path, world.host("11.0.0.1"), "alice") as alice,
+        after_bob_left(tmp_path) as (world, alice, _),
+        party(tmp_path, world.host("11.0.0.9"), "bob") as bob,
     ):
-        async with party(tmp_path, world.host("11.0.0.2"), "bob") as bob:
-            await alice.connections.join(bob.invite())
-            await forget_each_other(alice, bob)
-        async with party(tmp_path, world.host("11.0.0.9"), "bob") as bob:
-            alice.run_connections()
-            await trio.sleep(1)
-            await bob.meet(alice)
-            await trio.sleep(0.5)
-            assert alice.connections.settled.is_set()
-            assert alice.knows(bob)
+        alice.run_connections()
+        await trio.sleep(1)
+        await bob.meet(alice)
+        await trio.sleep(0.5)
+        assert alice.connections.settled.is_set()
+        assert alice.knows(bob)
 
 
 async def test_a_member_that_announces_itself_over_and_over_is_not_dialled_each_time(
     tmp_path: Path, autojump_clock: Clock
 ) -> None:
-    async with (
-        world_of_parties() as world,
-        party(tmp_path, world.host("11.0.0.1"), "alice") as alice,
-    ):
-        async with party(tmp_path, world.host("11.0.0.2"), "bob") as bob:
-            await alice.connections.join(bob.invite())
-            await forget_each_other(alice, bob)
+    async with after_bob_left(tmp_path) as (world, alice, bobs_id):
         alice.run_connections()
         world.record = True
         for number in range(100):
             there = (Candidate("quic", f"11.0.1.{number}", 4433),)
-            alice.connections.sighted(bob.peer, there)
+            alice.connections.sighted(bobs_id, there)
             await trio.sleep(0.1)
         dialled = {target[0] for target, _ in world.log} - {"11.0.0.2"}
         assert 3 <= len(dialled) <= 6, "three at once, then one in five seconds"
@@ -199,10 +210,7 @@ async def test_a_member_that_announces_itself_over_and_over_is_not_dialled_each_
 async def test_nothing_is_kept_of_a_stranger_that_is_sighted(
     tmp_path: Path, autojump_clock: Clock
 ) -> None:
-    async with (
-        world_of_parties() as world,
-        party(tmp_path, world.host("11.0.0.1"), "alice") as alice,
-    ):
+    async with alone(tmp_path) as (world, alice):
         alice.run_connections()
         world.record = True
         alice.connections.sighted(identity("stranger").peer, NOBODY_THERE)
@@ -288,13 +296,7 @@ async def test_who_knows_the_mesh_and_is_no_member_is_met_once_in_a_while(
 async def test_a_crowd_that_is_made_up_is_dialled_at_a_bounded_rate(
     tmp_path: Path, autojump_clock: Clock, lan: FakeLan, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with (
-        world_of_parties() as world,
-        party(tmp_path, world.host("11.0.0.1"), "alice") as alice,
-    ):
-        live(alice)
-        await trio.sleep(SOON_S)
-        world.record = True
+    async with alone_and_live(tmp_path) as (world, alice):
         crowd = [identity(f"ghost {number}") for number in range(200)]
         began_s = trio.current_time()
         for turn in range(3):
@@ -314,13 +316,7 @@ async def test_a_crowd_that_is_made_up_is_dialled_at_a_bounded_rate(
 async def test_forgeries_are_told_of_once_and_followed_never(
     tmp_path: Path, autojump_clock: Clock, lan: FakeLan, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with (
-        world_of_parties() as world,
-        party(tmp_path, world.host("11.0.0.1"), "alice") as alice,
-    ):
-        live(alice)
-        await trio.sleep(SOON_S)
-        world.record = True
+    async with alone_and_live(tmp_path) as (world, alice):
         for seq in range(50):
             forged = announced(identity("bob"), alice, NOBODY_THERE, seq, sign=identity("eve"))
             lan.say(forged)

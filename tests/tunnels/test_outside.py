@@ -134,6 +134,17 @@ async def lab() -> AsyncIterator[Lab]:
             nursery.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def behind_easy_nat() -> AsyncIterator[tuple[Lab, View, Router]]:
+    """A node that knows how it looks from outside: two servers have answered."""
+    async with lab() as world:
+        world.add_server(A)
+        world.add_server(B)
+        view, nat = world.view("easy", [A, B])
+        await view.checked.wait()
+        yield world, view, nat
+
+
 @pytest.mark.parametrize(
     ("nat", "kind", "candidates"),
     [
@@ -215,11 +226,7 @@ async def test_an_address_that_no_peer_may_dial_is_no_candidate(
 async def test_a_mapping_is_kept_open_by_one_small_question_now_and_then(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with lab() as world:
-        world.add_server(A)
-        world.add_server(B)
-        view, _ = world.view("easy", [A, B])
-        await view.checked.wait()
+    async with behind_easy_nat() as (world, _, _):
         began_s = trio.current_time()
         world.asked_at(A)
         await trio.sleep(2 * KEEP_ALIVE_S + 1)
@@ -249,11 +256,7 @@ async def test_where_there_is_nothing_to_keep_open_nothing_is_sent(
 
 
 async def test_a_router_that_forgot_us_is_noticed(autojump_clock: trio.testing.MockClock) -> None:
-    async with lab() as world:
-        world.add_server(A)
-        world.add_server(B)
-        view, nat = world.view("easy", [A, B])
-        await view.checked.wait()
+    async with behind_easy_nat() as (_, view, nat):
         (before,) = view.candidates()
         changed, since_s = view.changed, trio.current_time()
         nat.rebind()
@@ -264,17 +267,19 @@ async def test_a_router_that_forgot_us_is_noticed(autojump_clock: trio.testing.M
         assert trio.current_time() - since_s <= KEEP_ALIVE_S + 1
 
 
-async def test_another_network_is_looked_at_at_once(autojump_clock: trio.testing.MockClock) -> None:
-    async with lab() as world:
-        world.add_server(A)
-        world.add_server(B)
-        view, nat = world.view("easy", [A, B])
-        await view.checked.wait()
-        nat.kind, changed, since_s = Kind.SYMMETRIC, view.changed, trio.current_time()
+@pytest.mark.parametrize(
+    ("nat", "kind", "within_s"), [("hard", NatKind.HARD, 1), ("blocked", NatKind.BLOCKED, 5)]
+)
+async def test_another_network_is_looked_at_and_believed_at_once(
+    autojump_clock: trio.testing.MockClock, nat: str, kind: NatKind, within_s: float
+) -> None:
+    async with behind_easy_nat() as (_, view, here):
+        other, changed, since_s = router(nat), view.changed, trio.current_time()
+        here.kind, here.blocks_udp = other.kind, other.blocks_udp
         view.check_now()
         await changed.wait()
-        assert view.facts(4).kind is NatKind.HARD
-        assert trio.current_time() - since_s < 1
+        assert view.facts(4).kind is kind
+        assert trio.current_time() - since_s < within_s
 
 
 async def test_while_nobody_answers_they_are_asked_again_soon(
@@ -295,11 +300,7 @@ async def test_while_nobody_answers_they_are_asked_again_soon(
 async def test_an_outage_changes_nothing_of_what_is_known(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with lab() as world:
-        world.add_server(A)
-        world.add_server(B)
-        view, nat = world.view("easy", [A, B])
-        await view.checked.wait()
+    async with behind_easy_nat() as (_, view, nat):
         changed, before = view.changed, view.candidates()
         nat.blocks_udp = True
         await trio.sleep(KEEP_ALIVE_S + 10)
@@ -312,40 +313,17 @@ async def test_an_outage_changes_nothing_of_what_is_known(
 async def test_a_network_that_begins_to_block_is_found_out_after_a_while(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with lab() as world:
-        world.add_server(A)
-        world.add_server(B)
-        view, nat = world.view("easy", [A, B])
-        await view.checked.wait()
+    async with behind_easy_nat() as (_, view, nat):
         nat.blocks_udp, changed, since_s = True, view.changed, trio.current_time()
         await changed.wait()
         assert view.facts(4).kind is NatKind.BLOCKED
         assert 20 < trio.current_time() - since_s < 2 * CHECK_S
 
 
-async def test_another_network_that_blocks_is_believed_at_once(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    async with lab() as world:
-        world.add_server(A)
-        world.add_server(B)
-        view, nat = world.view("easy", [A, B])
-        await view.checked.wait()
-        nat.blocks_udp, changed, since_s = True, view.changed, trio.current_time()
-        view.check_now()
-        await changed.wait()
-        assert view.facts(4).kind is NatKind.BLOCKED
-        assert trio.current_time() - since_s < 5
-
-
 async def test_a_check_that_finds_what_was_known_is_no_change(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with lab() as world:
-        world.add_server(A)
-        world.add_server(B)
-        view, _ = world.view("easy", [A, B])
-        await view.checked.wait()
+    async with behind_easy_nat() as (_, view, _):
         changed = view.changed
         await trio.sleep(5 * CHECK_S)
         assert not changed.is_set()
