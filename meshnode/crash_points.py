@@ -28,7 +28,7 @@ POINTS = frozenset(
         "state.written",  # all of it, not flushed
         "state.flushed",  # not yet in its place
         "state.renamed",  # in its place, the folder not flushed
-        # Joining by token (meshnode/joining.py, meshnode/connections.py).
+        # Joining by token (meshnode/joining.py, bootstrap.py).
         "join.asked",  # joiner: the secret is sent
         "join.burned",  # inviter: a use is burned in memory, not on disk
         "join.saved",  # inviter: on disk, the grant not sent

@@ -18,7 +18,7 @@ import trio
 from discovery.announcement import ENTROPY_BYTES, MAX_PLACES, encode_announcement
 from discovery.hints import Hint, HintBook, Refusal
 from discovery.mdns import Mdns, MdnsFailed, open_mdns
-from meshnode.connections import Connections
+from meshnode.dialling import Dialling
 from meshnode.errors import MeshError
 from meshnode.events import Emit, Event, Kind
 from meshnode.membership import Membership
@@ -45,14 +45,14 @@ class Neighbours:
         self,
         endpoint: Endpoint,
         membership: Membership,
-        connections: Connections,
+        dialling: Dialling,
         emit: Emit,
         only_host: str | None = None,
     ) -> None:
         """only_host: the one address that we listen on; None: every interface."""
         self._endpoint = endpoint
         self._membership = membership
-        self._connections = connections
+        self._dialling = dialling
         self._emit = emit
         self._only_host = only_host
         self._deaf = False
@@ -173,7 +173,7 @@ class Neighbours:
                 text = f"an announcement on the local network is not followed: {refusal.value}"
                 self._log_once(refusal.name, text)
             case Hint() as hint if self._membership.member(hint.peer) is not None:
-                self._connections.sighted(hint.peer, hint.places)
+                self._dialling.sighted(hint.peer, hint.places)
             case Hint() as hint if hint.peer not in self._meeting:
                 self._meeting.add(hint.peer)
                 nursery.start_soon(self._meet, hint)
@@ -185,7 +185,7 @@ class Neighbours:
                 await trio.sleep(self._meetings.wait_s(trio.current_time()))
                 if self._membership.is_introduced(hint.peer):
                     return  # it was quicker
-                await self._connections.meet(hint.peer, hint.places, hint.meshes)
+                await self._dialling.meet(hint.peer, hint.places, hint.meshes)
         except (MeshError, TunnelError) as error:
             self._book.turn_down(hint.peer, trio.current_time())
             text = f"{hint.name} ({hint.peer.short}) says on the local network that it is a member"

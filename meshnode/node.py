@@ -324,7 +324,11 @@ class Node:
         from meshnode.neighbours import Neighbours
 
         neighbours = Neighbours(
-            self._endpoint, self._membership, self._connections, self._emit, self._only_host
+            self._endpoint,
+            self._membership,
+            self._connections.dialling,
+            self._emit,
+            self._only_host,
         )
         self._connections.look_around = neighbours.look_around
         nursery.start_soon(neighbours.run)

@@ -64,7 +64,7 @@ class Peers:
     async def _reach(self, peer: PeerId) -> Session:
         name = self._membership.member_name(peer)
         with trio.move_on_after(REACH_S):
-            await self._connections.reach(peer)
+            await self._connections.dialling.reach(peer)
         session = self._endpoint.session(peer)
         if session is None:
             raise NetworkError(

@@ -11,11 +11,12 @@ import trio.testing
 
 from discovery.grants import Role, issue_root, parse_grant_untrusted
 from discovery.roster import MEMBER_LIFETIME_S
-from meshnode import connections, membership
+from meshnode import membership
 from meshnode.errors import AccessError
 from meshnode.membership import Membership
 from meshnode.messages import MessageStream
 from meshnode.state import Home
+from meshnode.strangers import STRANGER_TIMEOUT_S
 from tests.lab.parties import Party, Sent, parties, recorded_messages
 from tunnels import Endpoint, Identity, Stream, StreamReset
 
@@ -74,7 +75,7 @@ async def test_a_stranger_loses_its_session_and_a_member_keeps_it(
         await trio.testing.wait_all_tasks_blocked()
         await alice.connections.join(bob.invite())
         session = await stranger.dial(bob)
-        await trio.sleep(connections.STRANGER_TIMEOUT_S + 1)
+        await trio.sleep(STRANGER_TIMEOUT_S + 1)
         assert session.close_reason == "no introduction within 30 s"
         assert bob.endpoint.sessions() == [bob.session(alice)]
         assert bob.knows(alice)
@@ -83,7 +84,7 @@ async def test_a_stranger_loses_its_session_and_a_member_keeps_it(
 async def test_many_strangers_do_not_lock_members_out(
     tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "MAX_STRANGERS", 2)
+    monkeypatch.setattr("meshnode.strangers.MAX_STRANGERS", 2)
     async with parties(tmp_path, "bob", "alice", "s1", "s2", "s3") as (bob, alice, *strangers):
         bob.run_connections()
         await trio.testing.wait_all_tasks_blocked()

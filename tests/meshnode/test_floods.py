@@ -16,7 +16,7 @@ from discovery.grants import Role, issue
 from discovery.revocations import Revocation, revoke_peer
 from discovery.roster import Member
 from meshnode import membership, removal
-from meshnode.connections import DIALS
+from meshnode.dialling import DIALS
 from meshnode.introduction import MAX_CANDIDATES, record_pages, revocation_pages
 from meshnode.messages import MessageStream
 from tests.lab.parties import ON_HEARING_S, Party, remove, ring

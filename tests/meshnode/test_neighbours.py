@@ -21,7 +21,8 @@ from discovery.announcement import (
     parse_announcement_untrusted,
 )
 from discovery.mdns import MdnsFailed
-from meshnode import connections, neighbours
+from meshnode import neighbours
+from meshnode.dialling import JOIN_TIMEOUT_S
 from meshnode.errors import AccessError, MeshError
 from meshnode.events import Kind
 from meshnode.neighbours import Neighbours
@@ -107,7 +108,9 @@ def lan(monkeypatch: pytest.MonkeyPatch) -> FakeLan:
 
 def live(node: Party) -> Neighbours:
     """The node keeps its sessions up, and takes part in the local network."""
-    found = Neighbours(node.endpoint, node.membership, node.connections, node.events.append)
+    found = Neighbours(
+        node.endpoint, node.membership, node.connections.dialling, node.events.append
+    )
     node.connections.look_around = found.look_around
     node.nursery.start_soon(found.run)
     node.run_connections()
@@ -173,7 +176,7 @@ async def test_a_sighting_does_not_wait_for_a_dial_that_leads_nowhere(
     ):
         alice.run_connections()
         await trio.sleep(after_s)
-        alice.connections.sighted(bob.peer, bob.endpoint.candidates())
+        alice.connections.dialling.sighted(bob.peer, bob.endpoint.candidates())
         await trio.sleep(0.5)
         assert alice.knows(bob)
 
@@ -201,7 +204,7 @@ async def test_a_member_that_announces_itself_over_and_over_is_not_dialled_each_
         world.record = True
         for number in range(100):
             there = (Candidate("quic", f"11.0.1.{number}", 4433),)
-            alice.connections.sighted(bobs_id, there)
+            alice.connections.dialling.sighted(bobs_id, there)
             await trio.sleep(0.1)
         dialled = {target[0] for target, _ in world.log} - {"11.0.0.2"}
         assert 3 <= len(dialled) <= 6, "three at once, then one in five seconds"
@@ -213,10 +216,10 @@ async def test_nothing_is_kept_of_a_stranger_that_is_sighted(
     async with alone(tmp_path) as (world, alice):
         alice.run_connections()
         world.record = True
-        alice.connections.sighted(identity("stranger").peer, NOBODY_THERE)
+        alice.connections.dialling.sighted(identity("stranger").peer, NOBODY_THERE)
         await trio.sleep(60)
         assert world.log == []
-        assert alice.connections._sighted == {}
+        assert alice.connections.dialling._sighted == {}
 
 
 async def test_members_who_never_met_find_each_other(
@@ -351,9 +354,9 @@ async def test_to_meet_somebody_is_no_proof(tmp_path: Path, autojump_clock: Cloc
     async with parties(tmp_path, "alice", "stranger") as (alice, stranger):
         there = stranger.endpoint.candidates()
         with pytest.raises(AccessError, match="knows no mesh"):
-            await alice.connections.meet(stranger.peer, there, (alice.mesh,))
+            await alice.connections.dialling.meet(stranger.peer, there, (alice.mesh,))
         with pytest.raises(DialFailed):
-            await alice.connections.meet(identity("else").peer, there, (alice.mesh,))
+            await alice.connections.dialling.meet(identity("else").peer, there, (alice.mesh,))
         assert alice.membership.members() == ()
 
 
@@ -366,8 +369,10 @@ async def test_whoever_never_answers_is_not_waited_for(
 ) -> None:
     async with parties(tmp_path, "alice", "mute") as (alice, mute):
         mute.endpoint.serve("hello", never)
-        with trio.fail_after(connections.JOIN_TIMEOUT_S + 1), pytest.raises(MeshError):
-            await alice.connections.meet(mute.peer, mute.endpoint.candidates(), (alice.mesh,))
+        with trio.fail_after(JOIN_TIMEOUT_S + 1), pytest.raises(MeshError):
+            await alice.connections.dialling.meet(
+                mute.peer, mute.endpoint.candidates(), (alice.mesh,)
+            )
 
 
 async def test_without_multicast_the_user_is_told_once_and_it_is_tried_again(
@@ -409,7 +414,7 @@ async def test_whoever_misses_nobody_does_not_wait_and_who_does_not_long(
     tmp_path: Path, autojump_clock: Clock
 ) -> None:
     async with parties(tmp_path, "alice", "bob") as (alice, bob):
-        looking = Neighbours(alice.endpoint, alice.membership, alice.connections, print)
+        looking = Neighbours(alice.endpoint, alice.membership, alice.connections.dialling, print)
 
         async def seconds() -> float:
             began_s = trio.current_time()

@@ -14,13 +14,14 @@ import trio.testing
 from discovery.gossip import NEWS_PAUSE_S
 from discovery.grants import GRANT_LIFETIME_S
 from meshnode import control, hearsay, removal, renewal
-from meshnode.connections import JOIN_TIMEOUT_S, STRANGER_TIMEOUT_S
 from meshnode.control import serve_control_socket
+from meshnode.dialling import JOIN_TIMEOUT_S
 from meshnode.errors import NetworkError
 from meshnode.introduction import record_pages
 from meshnode.membership import HELLO_TIMEOUT_S
 from meshnode.messages import Message
 from meshnode.paths import runtime_folder, socket_path
+from meshnode.strangers import STRANGER_TIMEOUT_S
 from tests.lab.parties import Party, parties, recorded_messages
 from tests.lab.stalls import (
     EASY_WINDOW_BYTES,
