@@ -17,6 +17,7 @@ from tunnels.changes import Change, SessionDown, SessionUp, Subscribers
 from tunnels.credit import INITIAL_WINDOW_BYTES
 from tunnels.dial import AddressPolicy, race, ranked
 from tunnels.doors import Doors
+from tunnels.epochs import Epochs
 from tunnels.errors import LinkClosed, TunnelError
 from tunnels.exchange import LIMITS as PATHS_LIMITS
 from tunnels.exchange import SERVICE as PATHS
@@ -36,8 +37,8 @@ from tunnels.redial import Redialler
 from tunnels.relay import RESERVE, Carries
 from tunnels.relaying import OWN_RULES, Relaying
 from tunnels.services import Services
-from tunnels.session import Epochs, Handler, Session, SessionSetup
-from tunnels.stream import Stream
+from tunnels.session import Session, SessionSetup
+from tunnels.stream import Handler, Stream
 from tunnels.stun import Server
 from tunnels.transports import TRANSPORTS, Surroundings, is_introduced, made_for
 from tunnels.turn import IceServers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from typing import overload
 
 import trio
 
+from tunnels.errors import BadFrame, LinkClosed, SessionClosed
 from tunnels.handshake import Role
 from tunnels.heartbeat import SUSPECT_S, Heartbeat
-from tunnels.link import CloseCode, Link, ProvenLink
+from tunnels.link import Channel, CloseCode, Link, ProvenLink
 from tunnels.paths import Choice, Path, choose
 from tunnels.peer import PeerId
 
@@ -21,6 +23,8 @@ TICK_S = 0.25  # while one is silent; a second otherwise
 IDLE_TICK_S = 1.0
 # A link that is silent while another is heard: what is on it has moved long before.
 GIVEN_UP_AFTER_S = 10.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,11 @@ class Links(Sequence[ProvenLink]):
     def __init__(self, me: PeerId, peer: PeerId, rank_of: Callable[[Link], int]) -> None:
         self.changed = trio.lowlevel.ParkingLot()
         """One came or went; or all have fallen silent, or one of them is heard again."""
+        self.closed = trio.Event()
+        """The session has ended: none comes any more."""
+        self.close_reason: str | None = None
         self.beats: dict[Link, Heartbeat] = {}
+        self._peer = peer
         self._me_first = me < peer
         self._rank_of = rank_of
         self._links: list[ProvenLink] = []
@@ -97,6 +105,22 @@ class Links(Sequence[ProvenLink]):
         beat = self.beats.get(link)
         return beat is None or beat.suspected
 
+    async def open_channel(self) -> Channel:
+        """Over the best one; waits for one to stand. Raises SessionClosed."""
+        while not self.closed.is_set():
+            link = self.best
+            if link is None:
+                await self.changed.park()
+                continue
+            try:
+                return await link.open_channel()
+            except LinkClosed:
+                await trio.lowlevel.checkpoint()  # its own task is about to drop it
+        raise SessionClosed(
+            f"the session with {self._peer.short} is over"
+            + (f": {self.close_reason}" if self.close_reason else "; connect again")
+        )
+
     # --- coming and going ---------------------------------------------------------------
 
     def add(self, proven: ProvenLink, is_busy: Callable[[], bool]) -> Heartbeat:
@@ -118,6 +142,20 @@ class Links(Sequence[ProvenLink]):
         self._heard_s = max(self._heard_s, link.last_heard_s)
         if (remote := _remote(link)) is not None:
             self._past_remotes.append(remote)
+        self.changed.unpark_all()
+
+    def break_off(self, error: BadFrame) -> None:
+        """The peer has broken the protocol."""
+        log.warning("peer %s broke the protocol: %s", self._peer.short, error)
+        for proven in self:
+            proven.link.close(CloseCode.PROTOCOL_ERROR, str(error))
+
+    def end(self, reason: str) -> None:
+        """With the session, whose other side learns why."""
+        self.close_reason = reason
+        self.closed.set()
+        for proven in self:
+            proven.link.close(CloseCode.SESSION_OVER, reason)
         self.changed.unpark_all()
 
     @property
@@ -147,6 +185,11 @@ class Links(Sequence[ProvenLink]):
     def suspected(self) -> bool:
         """None of them was heard for SUSPECT_S, or there is none."""
         return all(beat.suspected for beat in self.beats.values())
+
+    async def wait_heard(self) -> None:
+        """Until the peer is not suspected, or the session has ended."""
+        while self.suspected and not self.closed.is_set():
+            await self.changed.park()
 
     @property
     def silence_s(self) -> float:

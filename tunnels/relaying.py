@@ -11,7 +11,8 @@ from tunnels.link import Transport
 from tunnels.peer import Candidate, PeerId
 from tunnels.relay import JOINING, KIND, RELAY, RELAYED, RESERVE, RESERVING, Carries, Relay
 from tunnels.relay_transport import ARRIVING, RelayTransport, Reservation
-from tunnels.session import Handler, Session
+from tunnels.session import Session
+from tunnels.stream import Handler
 
 OWN_RULES = frozenset({RELAY, RELAYED})
 """Services that decide by themselves who is served: `authorize` is not asked."""

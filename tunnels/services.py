@@ -10,8 +10,7 @@ import trio
 from tunnels.gate import ServiceGate, ServiceLimits
 from tunnels.peer import PeerId
 from tunnels.relaying import OWN_RULES
-from tunnels.session import Handler
-from tunnels.stream import Stream
+from tunnels.stream import Handler, Stream
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import trio
@@ -349,6 +349,10 @@ class Stream(trio.abc.HalfCloseableStream):
     def _wake(self) -> None:
         self._readers.unpark_all()
         self._writers.unpark_all()
+
+
+Handler = Callable[[Stream], Awaitable[None]]
+"""Of a service: it owns the stream until it returns."""
 
 
 def _error_of(failure: Failure) -> StreamError:

@@ -110,12 +110,12 @@ async def until(holds: Callable[[], bool]) -> None:
 
 def unfinished(session: Session) -> list[str]:
     """The services of the streams that take up room in a session."""
-    return [stream.service for stream in session._streams.values()]
+    return [stream.service for stream in session._streams]
 
 
 def open_at(session: Session, service: str) -> set[Stream]:
     """Those of one service: gossip comes at any time, and a reservation stands while it is held."""
-    return {stream for stream in session._streams.values() if stream.service == service}
+    return {stream for stream in session._streams if stream.service == service}
 
 
 def halves(words: Sequence[bytes], said: int, half: bool) -> bytes:

@@ -14,8 +14,8 @@ from tunnels import Identity
 from tunnels.allowance import Budget
 from tunnels.credit import INITIAL_WINDOW_BYTES
 from tunnels.dial import AddressPolicy
+from tunnels.epochs import Epochs
 from tunnels.link import Introduction, Link, ProvenLink, prove
-from tunnels.session import Epochs
 from tunnels.turn import IceServers
 from tunnels.webrtc import WebRtcLink
 from tunnels.webrtc_transport import OVER_SESSION, Swap, WebRtcTransport

@@ -35,7 +35,7 @@ from tests.lab.stalls import (
     stalling,
     unfinished,
 )
-from tunnels.session import SEE_OFF_S
+from tunnels.streams import SEE_OFF_S
 
 Clock = trio.testing.MockClock
 LATE_S = 1.0

@@ -9,7 +9,7 @@ import trio.testing
 from tests.lab.crowd import CALM_BYTES_PER_S, STREAM_BYTES
 from tests.lab.nodes import Pair, echo, exchange, two_nodes
 from tunnels import Session
-from tunnels import session as session_module
+from tunnels import streams as streams_module
 from tunnels.heartbeat import CALM_INTERVAL_S, PING_INTERVAL_S, SUSPECT_S
 from tunnels.relay import RESERVE
 
@@ -108,8 +108,8 @@ async def test_a_stream_that_is_only_held_open_keeps_nobody_awake(
     autojump_clock: Clock, link_kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reservation at a relay lasts for days."""
-    assert {RESERVE} == session_module.QUIET_SERVICES
-    monkeypatch.setattr(session_module, "QUIET_SERVICES", frozenset({"echo"}))
+    assert {RESERVE} == streams_module.QUIET_SERVICES
+    monkeypatch.setattr(streams_module, "QUIET_SERVICES", frozenset({"echo"}))
     async with two_nodes() as pair:
         session = await calm_session(pair)
         async with await session.open("echo"):

@@ -124,7 +124,7 @@ async def test_what_nobody_reads_is_bounded_over_all_streams_of_a_session(
             for _ in range(40):
                 nursery.start_soon((await session.open("deaf")).send_all, bytes(4 * MIB))
             await trio.sleep(20)
-            streams = theirs(pair, session)._streams.values()
+            streams = theirs(pair, session)._streams
             held = sum(stream._state.readable_bytes for stream in streams)
             assert held == 40 * INITIAL_WINDOW_BYTES
             assert await exchange(await session.open("echo"), b"hello") == b"hello"
@@ -144,7 +144,7 @@ async def test_what_nobody_acknowledges_is_bounded_though_all_credit_is_granted(
         for number in range(20):
             (await raw_channel(session)).send(encode(Open(number, 2**62, "source")))
         await trio.sleep(20)
-        kept = [stream._state.kept_bytes for stream in theirs(pair, session)._streams.values()]
+        kept = [stream._state.kept_bytes for stream in theirs(pair, session)._streams]
         assert kept == [INITIAL_WINDOW_BYTES] * 20
 
 
@@ -157,7 +157,9 @@ async def test_a_stream_that_ends_gives_its_part_of_the_pools_back(
         assert len(await exchange(await session.open("echo"), bytes(3 * MIB))) == 3 * MIB
         await trio.sleep(1)
         for one in (session, theirs(pair, session)):
-            assert one._receiving.free_bytes == one._keeping.free_bytes == POOL_BYTES
+            assert (
+                one._streams._receiving.free_bytes == one._streams._keeping.free_bytes == POOL_BYTES
+            )
 
 
 async def test_pings_without_end_end_the_link_and_honest_ones_do_not(
@@ -245,7 +247,7 @@ async def test_bytes_that_wait_for_a_reader_in_debt_stop_at_the_links_window(
         await trio.sleep(1)
         bobs = link_of(theirs(pair, session))
         held = next(one for one in bobs._channels.values() if one._id == channel._id)  # type: ignore[attr-defined]
-        [stream] = theirs(pair, session)._streams.values()
+        [stream] = theirs(pair, session)._streams
         stream._channel = None  # nobody reads it any more
         for _ in range(16):
             channel.send(encode_data(0, bytes(65536)) * 16)

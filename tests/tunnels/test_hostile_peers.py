@@ -23,7 +23,7 @@ from tunnels.frames import (
     parse_record_untrusted,
 )
 from tunnels.link import Channel
-from tunnels.session import MAX_STREAMS
+from tunnels.streams import MAX_STREAMS
 
 pytestmark = [pytest.mark.usefixtures("link_kind"), over_every_kind]
 

@@ -40,7 +40,7 @@ class Road:
 
     def streams(self) -> list[Stream]:
         sessions = [*self.alice.sessions(), *self.bob.sessions()]
-        return [stream for one in sessions for stream in one._streams.values()]
+        return [stream for one in sessions for stream in one._streams]
 
     def connections(self) -> list[TcpChannel]:
         channels = [stream.channel for stream in self.streams()]

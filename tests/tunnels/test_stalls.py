@@ -22,7 +22,7 @@ from tunnels.link import Channel, Link
 from tunnels.opening import DRAIN_TIMEOUT_S, HEADER_TIMEOUT_S
 from tunnels.quic import QuicChannel
 from tunnels.quic_transport import QuicTransport
-from tunnels.session import SEE_OFF_S
+from tunnels.streams import SEE_OFF_S
 from tunnels.tcp_channels import TcpChannel
 from tunnels.tcp_transport import TcpTransport
 
