@@ -107,7 +107,7 @@ class Administration:
                 {
                     "name": self._membership.member_name(peer),
                     "peer": str(peer),
-                    "member": self._ledger.shown(invite.mesh, peer) is not None,
+                    "member": self._ledger.members.shown(invite.mesh, peer) is not None,
                 }
                 for peer in invite.redeemed_by
             ],
@@ -131,7 +131,7 @@ class Administration:
         meshes = []
         for mesh in self._ledger.meshes():
             own = self._ledger.grant(mesh)
-            others = self._ledger.members_of(mesh)
+            others = self._ledger.members.of_mesh(mesh)
             if own is not None and (others or mesh == self._ledger.own_mesh):
                 rows = [self._member_row(one) for one in (own, *others)]
                 name = self._membership.mesh_name(mesh)
@@ -166,7 +166,7 @@ class Administration:
         """Puts a member out of one mesh, with all that it has given out and we do not know of."""
         given = request.get("mesh")
         mesh, peer = self._member(str(request.get("peer", "")), None if given is None else given)
-        known = self._ledger.shown(mesh, peer)
+        known = self._ledger.members.shown(mesh, peer)
         name = self._membership.member_name(peer)
         is_root = mesh == self._ledger.own_mesh
         own = self._ledger.grant(mesh)
@@ -229,7 +229,7 @@ class Administration:
         """What hangs on the peer's grant and holds now: it was known before the peer went."""
         return [
             grant
-            for grant in self._ledger.members_of(mesh)
+            for grant in self._ledger.members.of_mesh(mesh)
             if grant.peer != peer
             and any(link.peer == peer for link in grant.chain()[:-1])
             and self._ledger.why_void(grant) is None
@@ -245,7 +245,7 @@ class Administration:
 
     def _told(self, mesh: bytes, peer: PeerId) -> dict[str, Any]:
         """Who hears of it at once; others when they connect to anyone who has."""
-        others = [grant.peer for grant in self._ledger.members_of(mesh) if grant.peer != peer]
+        others = [grant.peer for grant in self._ledger.members.of_mesh(mesh) if grant.peer != peer]
         connected = [one for one in others if mesh in self._membership.shown_by(one)]
         return {"members": len(others), "told": len(connected)}
 
@@ -253,7 +253,7 @@ class Administration:
 
     def _mesh_to_invite_to(self) -> bytes:
         """The one mesh that has other members, our own where none has."""
-        peopled = [mesh for mesh in self._ledger.meshes() if self._ledger.members_of(mesh)]
+        peopled = [mesh for mesh in self._ledger.meshes() if self._ledger.members.of_mesh(mesh)]
         if len(peopled) > 1:
             names = self._named(peopled)
             raise UsageError(f"this node is in several meshes, {names}: name one with --mesh ID")
@@ -293,7 +293,9 @@ class Administration:
 
         Names are the members' own choice, another one's id among them: a whole id is no name."""
         within = self._ledger.meshes() if mesh_text is None else (self._mesh(str(mesh_text)),)
-        places = [(mesh, grant.peer) for mesh in within for grant in self._ledger.members_of(mesh)]
+        places = [
+            (mesh, grant.peer) for mesh in within for grant in self._ledger.members.of_mesh(mesh)
+        ]
         whole = _whole_id(text)
 
         def is_meant(peer: PeerId) -> bool:

@@ -78,8 +78,8 @@ class Circle:
             for peer, member in members.items()
             if not member.roles or LENDS in member.roles
             if any(
-                (grant := ledger.shown(mesh, peer)) is not None and grant.role in LENDERS
-                for mesh in ledger.proven(peer)
+                (grant := ledger.members.shown(mesh, peer)) is not None and grant.role in LENDERS
+                for mesh in ledger.members.proven(peer)
             )
         ]
         well = [peer for peer in draw(lend, self._lot) if peer not in self._failed]

@@ -184,7 +184,7 @@ class Dialling:
         """For a member that we have never met ourselves."""
         member, ledger = self._membership.member(peer), self._membership.ledger
         if member is not None:
-            grants = (ledger.shown(mesh, peer) for mesh in ledger.proven(peer))
+            grants = (ledger.members.shown(mesh, peer) for mesh in ledger.members.proven(peer))
             inviters = sorted(grant.issuer for grant in grants if grant is not None)
             cost = len(member.candidates) + len(self._sighted.get(peer, ()))
             key = inviters[0] if inviters else None

@@ -18,7 +18,7 @@ def fit_for(
         one
         for one in candidates
         if one.via in (None, us)
-        or (meshes and all(ledger.shown(mesh, one.via) is not None for mesh in meshes))
+        or (meshes and all(ledger.members.shown(mesh, one.via) is not None for mesh in meshes))
     )
 
 
@@ -28,5 +28,5 @@ def fit_for_all(ledger: Ledger, candidates: Iterable[Candidate]) -> tuple[Candid
     return fit_for(
         ledger,
         candidates,
-        [mesh for mesh in ledger.meshes() if mesh != own or ledger.members_of(mesh)],
+        [mesh for mesh in ledger.meshes() if mesh != own or ledger.members.of_mesh(mesh)],
     )

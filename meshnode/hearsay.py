@@ -22,7 +22,7 @@ from discovery.grants import Grant, GrantError
 from discovery.roster import Member
 from meshnode.errors import BadMessage, MeshError
 from meshnode.introduction import parse_records_untrusted, record_pages
-from meshnode.ledger import Heard
+from meshnode.member_book import Heard
 from meshnode.membership import Membership, patience
 from meshnode.messages import MessageStream
 from tunnels import BadFrame, Candidate, PeerId, Session, Stream, TunnelError
@@ -117,7 +117,7 @@ class Hearsay:
         gossip, now = self._gossips[mesh], trio.current_time()
         us = self._membership.record.current(self._candidates(), at_leisure=True)
         numbers = {us.peer: us.seq}
-        for grant in self._ledger.members_of(mesh):
+        for grant in self._ledger.members.of_mesh(mesh):
             member = self._membership.member(grant.peer)
             if member is None or self._ledger.why_void(grant) is not None:
                 continue
@@ -144,7 +144,7 @@ class Hearsay:
         found: list[Record] = []
         for peer in peers:
             is_us = peer == self._ledger.identity.peer
-            grant = self._ledger.grant(mesh) if is_us else self._ledger.shown(mesh, peer)
+            grant = self._ledger.grant(mesh) if is_us else self._ledger.members.shown(mesh, peer)
             word = self._membership.member(peer)
             if is_us:
                 word = self._membership.record.current(self._candidates(), at_leisure=True)

@@ -51,7 +51,7 @@ class Introductions:
     ) -> None:
         """The dialler's side. Shows our grants in `meshes`, such as a token's, and in those the
         peer has proven before. Raises `AccessError` when we share no mesh."""
-        asked = {*meshes, *self._ledger.proven(session.peer)}
+        asked = {*meshes, *self._ledger.members.proven(session.peer)}
         shown = [mesh for mesh in sorted(asked) if self._ledger.grant(mesh)]
         with trio.fail_after(HELLO_TIMEOUT_S):
             async with await session.open("hello") as stream:

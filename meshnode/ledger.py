@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from enum import Enum
 from typing import Any
 
 from discovery.digest import MAX_NUMBER
@@ -34,8 +33,9 @@ from discovery.revocations import (
     RevocationBook,
     RevocationError,
 )
-from discovery.roster import MEMBER_LIFETIME_S, BadRosterState, Member, Roster
+from discovery.roster import Member
 from meshnode.errors import BadMessage, MeshError
+from meshnode.member_book import BadMemberState, Heard, MemberBook
 from meshnode.state import Home
 from tunnels import Identity, PeerId
 
@@ -43,9 +43,6 @@ log = logging.getLogger(__name__)
 
 SEEN_SAVED_EVERY_S = 24 * 3600
 """How stale the moments on disk at which members were heard may grow: they count in weeks."""
-MAX_HEARD_OF_ONE = 64
-"""Members of one inviter that are taken from others' words: it could make up any number of them,
-and all are dialled. The founder is not held to it; nor are those who come themselves."""
 WORTH_RENEWING_S = 24 * 3600
 """By how much longer a renewed grant must hold to be asked for, or given, before it is due."""
 
@@ -54,15 +51,6 @@ _INVITES = "invites.json"
 _REVOCATIONS = "revocations.json"
 _FORMAT = 2
 _WRONG_SHAPE = (KeyError, TypeError, ValueError, AttributeError)
-
-
-class Heard(Enum):
-    """What became of a record that another member passed on."""
-
-    REFUSED = "refused"
-    OLD = "old"  # we have it, or a newer one
-    SAME = "same"  # newer, and says the same
-    NEWS = "news"
 
 
 class GrantRevoked(GrantError):
@@ -84,17 +72,16 @@ class Ledger:
         self.identity = identity
         self.revocations = RevocationBook()
         self.invites = InviteBook()
-        self.roster = Roster()
+        self.members = MemberBook()
         self.own_number = 0  # of our newest record, as far as we know or were told
         self._home = home
         self._root = home.identity("root.key")
         self._grants: dict[bytes, Grant] = {}
-        self._shown: dict[tuple[bytes, PeerId], Grant] = {}
         self._load()
         self._invites_on_disk = self.invites.to_state()
         self._revocations_unsaved = False
         self._seen_saved_at = 0.0
-        self.roster.expire(self.now())
+        self.members.roster.expire(self.now())
         self.settle()
         self.apply_revocations()
         self.renew_own_mesh()
@@ -144,7 +131,7 @@ class Ledger:
     def leave_mesh(self, mesh: bytes) -> None:
         """Forgets our grant, and the members that we know from this mesh alone."""
         self._grants.pop(mesh, None)
-        self._forget_members([key for key in self._shown if key[0] == mesh])
+        self.members.forget_mesh(mesh)
         self.save_members()
 
     def renew_own_mesh(self) -> bool:
@@ -239,32 +226,13 @@ class Ledger:
 
     # -- members ------------------------------------------------------------------------------
 
-    def proven(self, peer: PeerId) -> frozenset[bytes]:
-        """The meshes that `peer` has proven to be a member of."""
-        return frozenset(mesh for mesh, member in self._shown if member == peer)
-
-    def shown(self, mesh: bytes, peer: PeerId) -> Grant | None:
-        """The grant that `peer` has shown last in `mesh`."""
-        return self._shown.get((mesh, peer))
-
-    def members_of(self, mesh: bytes) -> tuple[Grant, ...]:
-        """What the members known have shown in `mesh`, ourselves left out, by PeerId."""
-        grants = [grant for (one, _), grant in self._shown.items() if one == mesh]
-        return tuple(sorted(grants, key=lambda grant: grant.peer))
-
     def remember(self, word: Member, grants: Iterable[Grant]) -> None:
         """Enters a member's word about itself and the grants that it has shown, verified.
 
         The disk is only written for news: each write is a flush.
         """
-        news = self.roster.merge(word)
-        for grant in grants:
-            key = (grant.mesh, grant.peer)
-            news |= self._shown.get(key) != grant
-            self._shown[key] = grant
-        gone = self.roster.expire(self.now())
-        self._forget_members([key for key in self._shown if self.roster.get(key[1]) is None])
-        if news or gone or self.now() - self._seen_saved_at > SEEN_SAVED_EVERY_S:
+        news = self.members.enter(word, grants, self.now())
+        if news or self.now() - self._seen_saved_at > SEEN_SAVED_EVERY_S:
             self.save_members()
 
     def hear_of(self, word: Member, grant: Grant) -> Heard:
@@ -275,23 +243,7 @@ class Ledger:
         """
         if word.peer == self.identity.peer:
             return self._hear_of_us(word)
-        known = self._shown.get((grant.mesh, word.peer))
-        is_newer = known is None or known.issued_at < grant.issued_at
-        if not (is_newer or self.roster.is_older_than(word)):
-            return Heard.OLD  # before any signature is looked at, which is work
-        if self.now() - word.last_seen > MEMBER_LIFETIME_S:
-            return Heard.REFUSED
-        if known is None and not self._has_room_for_one_of(grant):
-            return Heard.REFUSED
-        if not word.is_signed():
-            return Heard.REFUSED
-        self.verify(grant, word.peer)
-        news = self.roster.merge_hearsay(word)
-        if self.roster.get(word.peer) is None:
-            return Heard.REFUSED  # there is no room
-        if is_newer:
-            self._shown[grant.mesh, word.peer] = grant
-        return Heard.NEWS if news or is_newer else Heard.SAME
+        return self.members.hear_of(word, grant, self.now(), self.verify)
 
     def _hear_of_us(self, word: Member) -> Heard:
         """A record of ours from before our disk or our clock was set back goes round: the next one
@@ -299,19 +251,6 @@ class Ledger:
         if word.seq > self.own_number and word.is_signed():
             self.own_number = word.seq
         return Heard.OLD
-
-    def _has_room_for_one_of(self, grant: Grant) -> bool:
-        """Whether one more of its inviter's may be taken from others' words."""
-        by_founder = grant.depth <= 2
-        same = (one for one in self._shown.values() if one.issuer == grant.issuer)
-        return by_founder or sum(1 for _ in same) < MAX_HEARD_OF_ONE
-
-    def _forget_members(self, places: Iterable[tuple[bytes, PeerId]]) -> None:
-        """Forgets these places; a member that has no other is forgotten whole."""
-        for mesh, peer in places:
-            self._shown.pop((mesh, peer), None)
-            if not self.proven(peer):
-                self.roster.forget(peer)
 
     # -- what is taken back -------------------------------------------------------------------
 
@@ -350,8 +289,7 @@ class Ledger:
     def apply_revocations(self) -> None:
         """Brings members, invites and our own grants in line with what was taken back."""
         voids = self.revocations.void_by
-        gone = [key for key, grant in self._shown.items() if voids(grant) is not None]
-        self._forget_members(gone)
+        gone = self.members.forget_void(lambda grant: voids(grant) is not None)
         lost = [mesh for mesh, grant in self._grants.items() if voids(grant) is not None]
         for mesh in lost:
             self.leave_mesh(mesh)
@@ -400,7 +338,7 @@ class Ledger:
         if (state := self._home.load_json(_GRANTS)) is not None:
             try:
                 self._load_members(state)
-            except (GrantError, BadRosterState, *_WRONG_SHAPE) as error:
+            except (GrantError, BadMemberState, *_WRONG_SHAPE) as error:
                 raise self._home.damaged(_GRANTS) from error
 
     def _load_members(self, state: dict[str, Any]) -> None:
@@ -409,10 +347,7 @@ class Ledger:
         for text in state["grants"]:
             grant = parse_grant_untrusted(bytes.fromhex(text))
             self._grants[grant.mesh] = grant
-        self.roster = Roster.from_state_untrusted(state["roster"])
-        for text in state["shown"]:
-            grant = parse_grant_untrusted(bytes.fromhex(text))
-            self._shown[grant.mesh, grant.peer] = grant
+        self.members = MemberBook.from_state_untrusted(state)
         number = state.get("number", 0)
         if not isinstance(number, int) or not 0 <= number <= MAX_NUMBER:
             raise ValueError("a number out of range")
@@ -420,12 +355,10 @@ class Ledger:
 
     def save_members(self) -> None:
         grants = [encode_grant(grant).hex() for grant in self._grants.values()]
-        shown = [encode_grant(grant).hex() for grant in self._shown.values()]
         document = {
             "format": _FORMAT,
             "grants": grants,
-            "roster": self.roster.to_state(),
-            "shown": shown,
+            **self.members.to_state(),
             "number": self.own_number,
         }
         self._home.save_json(_GRANTS, document)

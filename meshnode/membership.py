@@ -101,22 +101,22 @@ class Membership:
         }
 
     def member(self, peer: PeerId) -> Member | None:
-        return self.ledger.roster.get(peer)
+        return self.ledger.members.roster.get(peer)
 
     def members(self) -> tuple[Member, ...]:
-        return self.ledger.roster.members()
+        return self.ledger.members.roster.members()
 
     def member_name(self, peer: PeerId) -> str:
         if peer == self.ledger.identity.peer:
             return self.name
-        member = self.ledger.roster.get(peer)
+        member = self.ledger.members.roster.get(peer)
         return member.name if member else peer.short
 
     def mesh_name(self, mesh: bytes) -> str:
         """A mesh goes by the name of its founder, as far as we have met it."""
         if mesh == self.ledger.own_mesh:
             return f"{self.name}'s mesh"
-        places = (self.ledger.own_place(mesh), *self.ledger.members_of(mesh))
+        places = (self.ledger.own_place(mesh), *self.ledger.members.of_mesh(mesh))
         founders = {place.chain()[0].peer for place in places if place is not None}
         known = [self.member_name(one) for one in sorted(founders) if self.member(one)]
         return f"{known[0]}'s mesh" if known else f"the mesh {PeerId(mesh).short}"
@@ -194,7 +194,7 @@ class Membership:
             self._acquaintances[word.peer] = known
         now = self.ledger.now()
         for peer in filter(self.is_introduced, self._acquaintances):
-            self.ledger.roster.saw(peer, now)
+            self.ledger.members.roster.saw(peer, now)
         self.ledger.remember(word, grants.values())
         return known
 
@@ -229,7 +229,7 @@ class Membership:
         if not unknown:
             return
         before = {mesh: self.mesh_name(mesh) for mesh in self.ledger.meshes()}
-        members = [grant for mesh in before for grant in self.ledger.members_of(mesh)]
+        members = [grant for mesh in before for grant in self.ledger.members.of_mesh(mesh)]
         known = {(grant.mesh, grant.peer) for grant in members}
         names = {peer: self.member_name(peer) for _, peer in known}
         try:
@@ -253,7 +253,7 @@ class Membership:
                 )
                 self.emit(Event(Kind.WARNING, text, {"mesh": str(PeerId(mesh)), "removed": True}))
         for mesh, peer in sorted(known):
-            if mesh in kept and self.ledger.shown(mesh, peer) is None:
+            if mesh in kept and self.ledger.members.shown(mesh, peer) is None:
                 text = f"{names[peer]} ({peer.short}) is no longer a member of {before[mesh]}"
                 data = {"peer": str(peer), "name": names[peer], "mesh": str(PeerId(mesh))}
                 self.emit(Event(Kind.PEER, text, {**data, "up": False, "removed": True}))

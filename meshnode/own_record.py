@@ -56,7 +56,7 @@ class OwnRecord:
 
     @property
     def _refresh_s(self) -> float:
-        return max(REFRESH_S, REFRESH_S_A_MEMBER * len(self._ledger.roster.members()))
+        return max(REFRESH_S, REFRESH_S_A_MEMBER * len(self._ledger.members.roster.members()))
 
     def _sign(self, places: tuple[Candidate, ...], stands_on: object) -> Member:
         self._signed_at, self._stands_on = self._ledger.now(), stands_on
@@ -76,7 +76,9 @@ class OwnRecord:
     def _distances(self) -> tuple[Distance, ...]:
         """To the nearest of those connected, in each mesh that is shared with them."""
         near = sorted(self.round_trips(), key=lambda one: one[1])
-        pairs = [(tag(mesh, peer), s) for peer, s in near for mesh in self._ledger.proven(peer)]
+        pairs = [
+            (tag(mesh, peer), s) for peer, s in near for mesh in self._ledger.members.proven(peer)
+        ]
         before, self._steps = self._steps, {}
         for name, seconds in pairs[:MAX_DISTANCES]:
             self._steps[name] = step_of(seconds, before.get(name))

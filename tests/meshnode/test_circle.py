@@ -226,7 +226,7 @@ async def test_a_failed_member_that_is_forgotten_is_forgotten_here_too(
         peers = crowd(ann, 20)
         chosen = Circle(ann.membership, lambda: ())
         chosen.tried(peers[0], well=False)
-        ann.ledger.roster.forget(peers[0])
+        ann.ledger.members.roster.forget(peers[0])
         chosen.wanted()
         assert chosen._failed == {}
 
@@ -247,10 +247,10 @@ def crowd(ann: Party, size: int) -> list[PeerId]:
     peers = [PeerId(number.to_bytes(32, "big")) for number in range(1, size + 1)]
     for peer in peers:
         grant = ann.ledger.issue_grant(ann.mesh, peer, Role.PEER)
-        ann.ledger._shown[ann.mesh, peer] = grant
+        ann.ledger.members._shown[ann.mesh, peer] = grant
         say(ann, peer, ())
     return peers
 
 
 def say(ann: Party, peer: PeerId, roles: tuple[str, ...]) -> None:
-    ann.ledger.roster.merge(Member(peer, "one", last_seen=ann.wall(), roles=roles))
+    ann.ledger.members.roster.merge(Member(peer, "one", last_seen=ann.wall(), roles=roles))

@@ -15,7 +15,7 @@ from discovery.grants import Role
 from discovery.roster import Member
 from meshnode.hearsay import SAVE_EVERY_S
 from meshnode.introduction import MAX_RECORDS, record_pages
-from meshnode.ledger import MAX_HEARD_OF_ONE
+from meshnode.member_book import MAX_HEARD_OF_ONE
 from meshnode.messages import Message, MessageStream
 from tests.lab.homes import copy_home
 from tests.lab.parties import Party, parties, recorded_messages, ring_of, world_of_parties
@@ -94,7 +94,7 @@ async def test_nobody_is_made_up_or_moved(tmp_path: Path, autojump_clock: Clock)
         known = founder.membership.member(ann.peer)
         assert known is not None
         moved = replace(known, candidates=here, seq=seq)
-        grant = founder.ledger.shown(founder.mesh, ann.peer)
+        grant = founder.ledger.members.shown(founder.mesh, ann.peer)
         assert grant is not None
         assert made_up[1] is not None
         elsewhere = (
@@ -120,7 +120,7 @@ async def test_what_is_known_already_costs_no_signature_and_no_write(
             await worker.connections.join(founder.invite())
         await trio.sleep(SOON_S)
         word = founder.membership.member(two.peer)
-        grant = founder.ledger.shown(founder.mesh, two.peer)
+        grant = founder.ledger.members.shown(founder.mesh, two.peer)
         assert word is not None
         assert grant is not None
         checked: list[object] = []
@@ -291,7 +291,7 @@ async def test_a_node_on_an_old_disk_outbids_what_goes_round_of_it(
             ann.membership.notify()
             await trio.sleep(SOON_S)
             ahead = founder.membership.member(ann.peer)
-            grant = founder.ledger.shown(founder.mesh, ann.peer)
+            grant = founder.ledger.members.shown(founder.mesh, ann.peer)
             assert ahead is not None
             assert grant is not None
             assert ahead.roles == ("lend",)

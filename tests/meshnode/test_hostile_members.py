@@ -131,7 +131,7 @@ async def test_what_was_opened_by_a_grant_ends_with_it_whatever_was_shown_since(
         stream = await out.session(lender).open("control")
         await stream.send_all(b"a lease")
         assert await stream.receive_some(7) == b"a lease"
-        monkeypatch.setattr(out.ledger, "proven", lambda _peer: frozenset({other.mesh}))
+        monkeypatch.setattr(out.ledger.members, "proven", lambda _peer: frozenset({other.mesh}))
         await out.introduce_to(lender)
         lender.desk.answer({"op": "remove", "peer": str(out.peer), "mesh": "own"})
         await trio.sleep(ON_HEARING_S)

@@ -10,7 +10,7 @@ from discovery.distances import step_of, tag
 from discovery.grants import GRANT_LIFETIME_S, Role
 from discovery.roster import MEMBER_LIFETIME_S, Member
 from meshnode.errors import MeshError
-from meshnode.ledger import Heard
+from meshnode.member_book import Heard
 from meshnode.membership import Membership
 from meshnode.own_record import CHANGES_EVERY_S, REFRESH_S, REFRESH_S_A_MEMBER
 from meshnode.state import Home
@@ -89,7 +89,9 @@ def test_each_thing_that_may_change_is_news(ann: Membership, clock: Clock) -> No
 
 def test_a_large_mesh_is_told_less_often(ann: Membership, clock: Clock) -> None:
     for number in range(200):
-        ann.ledger.roster.merge(Member(PeerId(number.to_bytes(32, "big")), "one", last_seen=NOW))
+        ann.ledger.members.roster.merge(
+            Member(PeerId(number.to_bytes(32, "big")), "one", last_seen=NOW)
+        )
     word = ann.record.current(HOME)
     clock.now += 200 * REFRESH_S_A_MEMBER - 1
     assert ann.record.current(HOME) is word

@@ -73,7 +73,7 @@ async def test_nobody_of_that_name_two_of_that_beginning_and_this_node_are_told_
     async with members(tmp_path, "ann", "bob") as (ann, bob):
         twins = [PeerId(bytes(31) + bytes([number])) for number in range(2)]
         for twin in twins:
-            ann.ledger.roster.merge(Member(twin, "twin"))
+            ann.ledger.members.roster.merge(Member(twin, "twin"))
         for who in ("carl", str(bob.peer)[:3], str(PeerId(bytes([9]) * 32)), ""):
             with pytest.raises(UsageError, match="mesh members"):
                 await ping(ann, who)
@@ -89,7 +89,7 @@ async def test_a_name_that_is_anothers_id_catches_nobody(
     tmp_path: Path, autojump_clock: Clock
 ) -> None:
     async with members(tmp_path, "ann", "bob") as (ann, bob):
-        ann.ledger.roster.merge(Member(PeerId(bytes(32)), str(bob.peer)))
+        ann.ledger.members.roster.merge(Member(PeerId(bytes(32)), str(bob.peer)))
         assert (await ping(ann, str(bob.peer)))["name"] == "bob"
 
 
@@ -128,7 +128,7 @@ async def test_a_member_that_is_gone_is_told_of_in_time(
     async with parties(tmp_path, "ann", "bob") as (ann, bob):
         await ann.connections.join(bob.invite())
         ann.session(bob).end("for this test")
-        ann.membership.ledger.roster.merge(
+        ann.membership.ledger.members.roster.merge(
             Member(bob.peer, "bob", (Candidate("quic", "11.0.0.99", 4433),))
         )
         began_s = trio.current_time()

@@ -64,8 +64,8 @@ async def test_it_is_passed_on_along_members_that_the_remover_does_not_reach(
             await one.connections.introductions.introduce(session, places, [founder.mesh])
         await trio.sleep(1)
         for node in (ben, out):  # both lose sight of the founder
-            founder.ledger.roster.forget(node.peer)
-            node.ledger.roster.forget(founder.peer)
+            founder.ledger.members.roster.forget(node.peer)
+            node.ledger.members.roster.forget(founder.peer)
             node.session(founder).end("the test parts them")
         await trio.sleep(1)
         assert ben.lets_in(out)
