@@ -16,6 +16,7 @@ over_every_kind = pytest.mark.parametrize(
 """Over those too that no world made of memory can carry: in real time, on loopback."""
 over_quic = pytest.mark.parametrize("link_kind", ["quic"], indirect=True)
 over_tcp = pytest.mark.parametrize("link_kind", ["tcp"], indirect=True)
+over_a_relay = pytest.mark.parametrize("link_kind", ["relay"], indirect=True)
 
 
 @pytest.fixture
@@ -25,6 +26,12 @@ def autojump_clock(request: pytest.FixtureRequest) -> trio.abc.Clock | None:
         if kind == nodes.REAL_KIND:
             return None  # its stack runs in a thread of its own, by the clock on the wall
     return trio.testing.MockClock(autojump_threshold=0)
+
+
+@pytest.fixture
+def clock(autojump_clock: trio.abc.Clock | None) -> trio.abc.Clock | None:
+    """For a test that needs it, and does not read it."""
+    return autojump_clock
 
 
 @pytest.fixture(params=KINDS)

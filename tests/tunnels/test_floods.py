@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from tests.lab.nodes import Pair, echo, exchange, start_node, two_nodes
-from tests.tunnels.test_endpoint import first_initial
+from tests.lab.strangers import first_initial
 from tests.tunnels.test_hostile_peers import raw_channel
 from tunnels import Session, Stream, StreamRefused
 from tunnels import quic_tuning as tuning

@@ -47,11 +47,6 @@ pytestmark = pytest.mark.usefixtures("link_kind")
 MALLORY = identity("mallory")
 
 
-@pytest.fixture
-def clock(autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
-    return autojump_clock
-
-
 def transport_of(node: Node) -> QuicTransport:
     transport = node.endpoint._transports["quic"]
     assert isinstance(transport, QuicTransport)

@@ -23,11 +23,6 @@ from tunnels.redial import GONE_AFTER_S
 pytestmark = pytest.mark.usefixtures("link_kind")
 
 
-@pytest.fixture
-def clock(autojump_clock: trio.testing.MockClock) -> object:
-    return autojump_clock
-
-
 RTT_S = 0.04
 FLOWS_WITHIN_S = 2 * RTT_S + 0.5
 CHUNK = 1000

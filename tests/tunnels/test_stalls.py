@@ -11,7 +11,7 @@ import trio.testing
 
 from tests.lab.connections import FakeConnection
 from tests.lab.nodes import Pair, echo, two_nodes
-from tests.tunnels.test_endpoint import first_initial
+from tests.lab.strangers import first_initial
 from tests.tunnels.test_hostile_peers import raw_channel
 from tests.tunnels.test_identity_attacks import Conversation, dialler, raw_link
 from tunnels import DialFailed, Stream, quic_transport
