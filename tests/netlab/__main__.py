@@ -16,7 +16,7 @@ import trio
 from tests.netlab import report
 from tests.netlab.expected import CELLS, NAMED, Cell
 from tests.netlab.netns import can_be_made
-from tests.netlab.seen import Seen, load, save, summed, times
+from tests.netlab.seen import Seen, load, save, summed, this_run, times
 from tests.netlab.servers import can_run
 from tests.netlab.stations import open_stations
 from tests.netlab.topology import Internet
@@ -59,14 +59,14 @@ async def run(net: Internet, cells: list[Cell], options: argparse.Namespace) -> 
         return int(options.named if cell.name in NAMED else options.tries)
 
     def tell(cell: Cell, tries: list[Try]) -> None:
-        seen[cell.name] = summed(cell, tries)
+        seen[cell.name] = summed(cell, tries, name)
         _show(cell, seen[cell.name])
         if options.write:  # as it goes: a whole run takes an hour
             known[cell.name] = seen[cell.name]
             save(known)
             report.write(known)
 
-    known, seen = load(), dict[str, Seen]()
+    known, seen, name = load(), dict[str, Seen](), this_run()
     with tempfile.TemporaryDirectory(prefix="mesh-netlab-") as scratch:
         async with (
             open_stations(net, Path(options.logs or scratch)) as stations,

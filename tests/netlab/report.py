@@ -42,7 +42,7 @@ def write(seen: Mapping[str, Seen]) -> None:
 
 
 def page(seen: Mapping[str, Seen]) -> str:
-    parts = [HEAD, _summary(seen), _kinds(), _letters()]
+    parts = [HEAD, _summary(seen), _runs(seen), _kinds(), _letters()]
     parts += [_grid(seen, relay=False), _grid(seen, relay=True), _neighbours(seen)]
     parts += [_named(seen), _ways(seen), _differing(seen), _all(seen)]
     return "\n".join(parts).rstrip() + "\n"
@@ -53,6 +53,23 @@ def _summary(seen: Mapping[str, Seen]) -> str:
     good = sum(seen[name].is_good(CELLS[name]) for name in tried)
     tries = sum(seen[name].tries for name in tried)
     return f"**{good} of {len(CELLS)} cells as expected** ({len(tried)} tried, {tries} tries).\n"
+
+
+def _runs(seen: Mapping[str, Seen]) -> str:
+    """Of which runs the rows are: they need not be of one commit."""
+    cells: dict[str, list[Seen]] = {}
+    for name in CELLS:
+        if (one := seen.get(name, NOT_TRIED)).tries:
+            cells.setdefault(one.run or "not noted", []).append(one)
+    rows = [
+        f"| {run} | {len(cells[run])} | {sum(one.tries for one in cells[run])} |"
+        for run in sorted(cells)
+    ]
+    note = (
+        "Cells are taken run by run: a run of some cells replaces their rows and keeps the others, "
+        "of earlier commits. Of each cell the newest run is shown.\n"
+    )
+    return _table("## The runs", "| run | cells | tries |", rows) + "\n" + note
 
 
 def _kinds() -> str:

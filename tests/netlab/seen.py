@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.netlab.expected import BIRTHDAY_SHARE, CELLS, Cell
@@ -19,7 +21,7 @@ RESULTS = Path(__file__).with_name("seen.json")
 @dataclass(frozen=True)
 class Seen:
     """agreed: how many of the tries ended as expected. outcomes, links: how many of each.
-    said: an error of a try that did not agree."""
+    said: an error of a try that did not agree. run: which one the tries are of (`this_run`)."""
 
     tries: int = 0
     agreed: int = 0
@@ -28,13 +30,14 @@ class Seen:
     first_byte_s: list[float] = field(default_factory=list)
     direct_s: list[float] = field(default_factory=list)
     said: str = ""
+    run: str = ""
 
     def is_good(self, cell: Cell) -> bool:
         share = BIRTHDAY_SHARE if cell.way.guesses else 1.0
         return self.tries > 0 and self.agreed >= share * self.tries
 
 
-def summed(cell: Cell, tries: Sequence[Try]) -> Seen:
+def summed(cell: Cell, tries: Sequence[Try], run: str = "") -> Seen:
     agreed = [one for one in tries if one.agrees(cell)]
     wrong = [one.said or one.outcome.value for one in tries if not one.agrees(cell)]
     return Seen(
@@ -45,7 +48,25 @@ def summed(cell: Cell, tries: Sequence[Try]) -> Seen:
         [round(one.first_byte_s, 3) for one in tries if one.first_byte_s is not None],
         [round(one.direct_s, 3) for one in tries if one.direct_s is not None],
         wrong[-1][:300] if wrong else "",
+        run,
     )
+
+
+def this_run() -> str:
+    """When it began, and at which commit: a run of some cells leaves the others' rows as they are,
+    so that those of many stand side by side."""
+    began = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    try:
+        commit = _git("rev-parse", "--short", "HEAD")
+        changes = _git("status", "--porcelain", "--", "tunnels", "discovery")
+    except (OSError, subprocess.CalledProcessError):
+        return began  # no clone: an archive of the sources
+    return f"{began}, at {commit}" + (" with changes" if changes else "")
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
 
 
 def load() -> dict[str, Seen]:

@@ -55,13 +55,14 @@ def test_the_page_tells_what_was_seen_beside_what_was_expected() -> None:
     relayed = Try(Outcome.RELAYED, "relay", first_byte_s=0.7)
     seen = {
         wanted.name: summed(wanted, [direct, direct, relayed]),
-        other.name: summed(other, [Try(Outcome.IMPOSSIBLE, took_reply_code=True)]),
+        other.name: summed(other, [Try(Outcome.IMPOSSIBLE, took_reply_code=True)], "a later run"),
     }
     page = report.page(seen)
     assert f"1 of {len(CELLS)} cells as expected" in page
     assert "| direct | **2/3** | quic 2, relay 1 | 0.50 / 0.70 s | 1.50 / 1.50 s |" in page
     assert "| `home-home+relay` | direct: both punch" in page
     assert "| S 1/1 |" in page
+    assert "| a later run | 1 | 1 |\n| not noted | 1 | 3 |" in page
 
 
 def test_a_guess_may_miss_now_and_then_and_nothing_else_may() -> None:
