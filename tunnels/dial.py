@@ -40,9 +40,16 @@ _NEVER: tuple[tuple[Network, str], ...] = tuple(
         ("224.0.0.0/4", "is multicast"),
         ("ff00::/8", "is multicast"),
         ("240.0.0.0/4", "is reserved or broadcast"),
-        ("fd00:ec2::254/128", "is a cloud's metadata service"),
-        ("100.100.100.200/32", "is a cloud's metadata service"),
+        ("100.100.100.200/32", "is a cloud's metadata service"),  # Alibaba
+        ("168.63.129.16/32", "is a cloud's metadata service"),  # Azure
+        ("fd00:ec2::/32", "is a cloud's metadata service"),  # Amazon
+        ("fd00:c1::a9fe:a9fe/128", "is a cloud's metadata service"),  # Oracle
+        ("fd20:ce::254/128", "is a cloud's metadata service"),  # Google
         ("192.0.0.0/24", "is reserved"),
+        # IPv4 addresses stand in these, and where is for a translator to say.
+        ("64:ff9b:1::/48", "is a translator's"),  # RFC 8215
+        ("::ffff:0:0:0/96", "is a translator's"),  # RFC 2765, long obsolete
+        ("2001::/32", "is a tunnel's (Teredo)"),  # RFC 4380
     )
 )
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -53,9 +60,13 @@ class AddressPolicy:
     """Which addresses named by a peer may be contacted.
 
     Never: multicast, unspecified, link-local, reserved and metadata addresses. Loopback only
-    when our own socket is bound to loopback, private ones only when we have a private address
-    too; the two flags are the operator's word that they are welcome in any case. only: says which
-    may be at all; for a node that keeps to its own networks.
+    when our own socket is bound to loopback, private ones only when they are ours too; the two
+    flags are the operator's word that they are welcome in any case. only: says which may be at
+    all; for a node that keeps to its own networks.
+
+    Ours too is a block (10/8, say) in which we have an address. Where all of ours are private, so
+    is every block: behind one router sit others, with blocks of their own. A machine with a public
+    address beside them (and the network of its containers) has no such neighbours.
     """
 
     allow_private: bool = False
@@ -75,12 +86,9 @@ class AddressPolicy:
                 self.allow_loopback or ipaddress.ip_address(bound_host).is_loopback
             ):
                 return "not tried: it is the address of this machine itself (loopback)"
-            if is_private(address) and not (
-                self.allow_private
-                or any(is_private(ipaddress.ip_address(own)) for own in own_addresses)
-            ):
+            if not self.allow_private and _is_private_elsewhere(address, own_addresses):
                 return (
-                    "not tried: it is private and this machine is in no private network; "
+                    "not tried: it is private and this machine is in no such private network; "
                     "allow private addresses if that is meant"
                 )
         if self.only is not None and not self.only(host):
@@ -98,6 +106,15 @@ class AddressPolicy:
 
 def is_private(address: IPAddress) -> bool:
     return any(address in network for network in _PRIVATE)
+
+
+def _is_private_elsewhere(address: IPAddress, own_addresses: Sequence[str]) -> bool:
+    block = next((network for network in _PRIVATE if address in network), None)
+    ours = [ipaddress.ip_address(own) for own in own_addresses]
+    ours = [own for own in ours if own.version == address.version and not own.is_loopback]
+    if block is None or any(own in block for own in ours):
+        return False
+    return not ours or not all(map(is_private, ours))
 
 
 def _meanings(address: IPAddress) -> list[IPAddress]:

@@ -21,8 +21,9 @@ PUBLIC, LAN = "11.0.0.1", "192.168.1.2"
 
 
 def refusal(host: str, *, policy: AddressPolicy | None = None, own: str = PUBLIC) -> str | None:
+    """own: our addresses, spaces between."""
     policy = policy or AddressPolicy()
-    return policy.refusal(host, bound_host="0.0.0.0", own_addresses=[own])
+    return policy.refusal(host, bound_host="0.0.0.0", own_addresses=own.split())
 
 
 @pytest.mark.parametrize(
@@ -41,12 +42,20 @@ def refusal(host: str, *, policy: AddressPolicy | None = None, own: str = PUBLIC
         "fe80::1",
         "fec0::1",
         "ff02::1",
+        "168.63.129.16",
         "fd00:ec2::254",
+        "fd00:ec2::23",
+        "fd00:c1::a9fe:a9fe",
+        "fd20:ce::254",
         "::ffff:169.254.169.254",
         "::ffff:224.0.0.1",
         "64:ff9b::a9fe:a9fe",
         "2002:a9fe:a9fe::1",
         "::169.254.169.254",
+        "64:ff9b:1::7f00:1",
+        "64:ff9b:1:a9fe:a9:fe00::",
+        "::ffff:0:127.0.0.1",
+        "2001:0:cb00:7101:8000:63bf:3fff:fdd2",
     ],
 )
 def test_some_addresses_are_never_tried(host: str) -> None:
@@ -62,14 +71,28 @@ def test_loopback_is_for_nodes_on_loopback(host: str) -> None:
     assert refusal(host, policy=AddressPolicy(allow_loopback=True)) is None
 
 
-@pytest.mark.parametrize(
-    "host", ["10.1.2.3", "172.31.0.1", "192.168.7.7", "100.64.0.9", "fd12::1", "::ffff:10.1.2.3"]
-)
+PRIVATE = ["10.1.2.3", "172.31.0.1", "192.168.7.7", "100.64.0.9", "fd12::1", "::ffff:10.1.2.3"]
+
+
+@pytest.mark.parametrize("host", PRIVATE)
 def test_private_addresses_are_for_nodes_in_private_networks(host: str) -> None:
     assert "private" in (refusal(host, own=PUBLIC) or "")
-    assert refusal(host, own=LAN) is None
-    assert refusal(host, own="fd12::2") is None
+    assert "private" in (refusal(host, own="2001:db8::7 11.0.0.1 127.0.0.1 ::1") or "")
+    assert refusal(host, own=f"{LAN} fd99::2 127.0.0.1 ::1") is None
     assert refusal(host, policy=AddressPolicy(allow_private=True)) is None
+
+
+def test_behind_one_router_others_have_blocks_of_their_own() -> None:
+    at_home_with_ipv6 = f"{LAN} 2001:db8::7 127.0.0.1"
+    assert refusal("10.1.2.3", own=at_home_with_ipv6) is None
+    assert "private" in (refusal("fd12::1", own=at_home_with_ipv6) or "")
+
+
+def test_containers_on_a_public_machine_make_no_neighbours_of_other_private_networks() -> None:
+    with_containers = "11.0.0.1 172.17.0.1 127.0.0.1"
+    for host in ("10.1.2.3", "192.168.7.7", "100.64.0.9", "fd12::1", "::ffff:10.1.2.3"):
+        assert "private" in (refusal(host, own=with_containers) or "")
+    assert refusal("172.17.0.2", own=with_containers) is None
 
 
 def test_a_node_that_stays_within_dials_nothing_beyond() -> None:
