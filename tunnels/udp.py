@@ -69,9 +69,12 @@ def bind(host: str | None, port: int) -> DatagramSocket:
 
 
 class UdpSocket:
-    """I batch datagrams over one kernel socket."""
+    """I batch datagrams over one kernel socket.
 
-    def __init__(self, sock: socket.socket) -> None:
+    may_fragment: larger ones than the path carries are cut in pieces on the way.
+    """
+
+    def __init__(self, sock: socket.socket, *, may_fragment: bool = False) -> None:
         self._socket = sock
         self._mapped = sock.family == socket.AF_INET6
         self._closed = False
@@ -85,12 +88,19 @@ class UdpSocket:
                 sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
         if _LINUX:
             self._ask_linux(sock)
+            if not may_fragment:
+                self._ask_linux_to_send_whole(sock)
 
     def _ask_linux(self, sock: socket.socket) -> None:
         with contextlib.suppress(OSError):
             sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+        if self._mapped:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+
+    def _ask_linux_to_send_whole(self, sock: socket.socket) -> None:
         # No datagram is cut in pieces on the way, whatever the kernel has heard of the path: how
         # large they may be is found by trying (pmtu.py).
         with contextlib.suppress(OSError):
@@ -98,8 +108,6 @@ class UdpSocket:
         if self._mapped:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
 
     @property
     def local(self) -> Address:

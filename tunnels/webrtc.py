@@ -1,14 +1,12 @@
 """The WebRTC link as trio sees it: one channel a data channel, the stack below on the island.
 
-What is counted on both sides has one writer each: bytes written here and sent there (`Pipe.sent`),
-heard there and taken here (`taken_bytes`). aiortc buffers sends without bound and hands on whatever
-arrives: `wait_writable`, the bound on what is held, and the credit of resume.py hold a peer back.
+aiortc buffers sends without bound and hands on whatever arrives: `wait_writable`, the bound on what
+is held (`taken_bytes`), and the credit of resume.py hold a peer back.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -233,7 +231,7 @@ class WebRtcLink:
             self.last_heard_s = now
         self.share.charge(spent_s + WAKE_S, now)
         if wait_s := self.share.wait_s(now):
-            self.stack.deaf_until_s = time.monotonic() + min(wait_s, DEAF_AT_MOST_S)
+            self.stack.deaf_until_s = now + min(wait_s, DEAF_AT_MOST_S)
 
     def _check_open(self) -> None:
         if self.closure is not None:

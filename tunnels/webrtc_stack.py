@@ -1,9 +1,10 @@
 """DTLS, SCTP and the data channels of one WebRTC link, by aiortc.
 
 Lives on the asyncio island, and tells trio's side what happens; imported when the first link is
-made. A channel is a data channel: ordered, reliable, opened in band (RFC 8832), with data behind
-the opening at once. An empty message is the end of one direction; when both have ended, or one side
-gives up, the data channel is closed. Data channel 0 is for words about the link: its goodbye.
+made, in a thread, since that takes half a second. A channel is a data channel: ordered, reliable,
+opened in band (RFC 8832), with data behind the opening at once. An empty message is the end of one
+direction; when both have ended, or one side gives up, the data channel is closed. Data channel 0 is
+for words about the link: its goodbye.
 
 aiortc's own objects do the work. What they get is checked before (sctp_guard.py), what they keep is
 bounded here, and of RTCPeerConnection, SDP, RTP and media nothing is used.
@@ -12,9 +13,9 @@ bounded here, and of RTCPeerConnection, SDP, RTP and media nothing is used.
 from __future__ import annotations
 
 import math
-import time
 from typing import Protocol
 
+import trio
 from aiortc.rtcdatachannel import RTCDataChannel, RTCDataChannelParameters
 from aiortc.rtcdtlstransport import RTCCertificate, RTCDtlsFingerprint, RTCDtlsParameters
 from aiortc.rtcsctptransport import RTCSctpCapabilities
@@ -40,7 +41,7 @@ MAX_WORDS_BYTES = 301
 
 
 class Ashore(Protocol):
-    """A channel's half in trio's thread."""
+    """A channel's half on trio's side."""
 
     def feed(self, data: bytes) -> None: ...
 
@@ -52,7 +53,7 @@ class Ashore(Protocol):
 
 
 class Listener(Protocol):
-    """A link's half in trio's thread."""
+    """A link's half on trio's side."""
 
     taken_bytes: int  # of its channels, so far
 
@@ -72,11 +73,11 @@ class Pipe:
         self._given = 0
         self._finished = False
         self._ended = False
-        self.ashore: Ashore  # set in trio's thread, before anything is told
+        self.ashore: Ashore  # set by trio's side, before anything is told
 
     @property
     def sent(self) -> int:
-        """Bytes given to SCTP. Read in trio's thread."""
+        """Bytes given to SCTP."""
         channel = self._channel
         return self._given - (0 if channel is None else channel.bufferedAmount)
 
@@ -137,8 +138,8 @@ class Pipe:
 class Stack:
     """One link's, from gathering addresses to the goodbye.
 
-    link: set in trio's thread before `connect`. deaf_until_s (time.monotonic) and may_hear_bytes
-    (of a stranger, on all channels) are set there too.
+    link: set by trio's side before `connect`. deaf_until_s (trio's time) and may_hear_bytes (of a
+    stranger, on all channels) are set there too.
     """
 
     link: Listener
@@ -170,7 +171,12 @@ class Stack:
         return fingerprint
 
     async def gather(self) -> tuple[Place, ...]:
-        await self.ice.gather_candidates()
+        """Nothing is left of it where this fails or is given up."""
+        try:
+            await self.ice.gather_candidates()
+        except BaseException:
+            await self._tear_down()
+            raise
         return self.ice.places()
 
     async def connect(self, them: Description) -> bytes:
@@ -197,7 +203,7 @@ class Stack:
     async def _associate(self, dtls: Dtls) -> None:
         sctp = self._sctp = Association(
             *(dtls, self.ice, self._on_state, self.broken, self._idle.set),
-            *(self._charge, self._may_keep),
+            *(self._charge, self._may_keep, self.island.spawn),
         )
         sctp.on("datachannel", self._on_channel)
         parameters = RTCDataChannelParameters(label="link", negotiated=True, id=0)
@@ -297,7 +303,7 @@ class Stack:
 
     def _is_deaf(self) -> bool:
         self._charge(DATAGRAM_S)
-        return time.monotonic() < self.deaf_until_s
+        return trio.current_time() < self.deaf_until_s
 
     def _may_keep(self) -> bool:
         return self._heard_bytes - self.link.taken_bytes <= HELD_BYTES

@@ -8,6 +8,7 @@ over every other kind.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -182,6 +183,7 @@ class WebRtcTransport:
     async def prepare(self, peer: PeerId, role: Role, key: bytes | None = None) -> Meeting:
         """Gather our addresses for a link with `peer`. key: 32 secret bytes that both sides hold,
         where nothing but addresses can be swapped (webrtc_description.agreed)."""
+        await trio.to_thread.run_sync(importlib.import_module, "tunnels.webrtc_stack")
         from tunnels.webrtc_ice import IceConnection
         from tunnels.webrtc_stack import Stack
 
@@ -193,11 +195,7 @@ class WebRtcTransport:
                 role, credentials, hosts, self._servers, lambda host: refusal(host) is None
             )
             stack = Stack(self._island, role, ice)
-            try:
-                places = await stack.gather()
-            except BaseException:
-                await ice.close()
-                raise
+            places = await stack.gather()
             fingerprint = stack.fingerprint if key is None else None
             return stack, Description(credentials, fingerprint, places)
 

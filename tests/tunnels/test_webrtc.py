@@ -12,15 +12,17 @@ from dataclasses import replace
 import pytest
 import trio
 from aiortc.rtcdatachannel import RTCDataChannel, RTCDataChannelParameters
-from aiortc.rtcsctptransport import SackChunk, parse_packet
+from aiortc.rtcsctptransport import Chunk, DataChunk, SackChunk, parse_packet
 from google_crc32c import value as crc32c
 
+from tests.lab.nodes import identity
 from tests.lab.webrtc import LOOPBACK, Linked, on_island, side, two_sides
 from tunnels import webrtc_stack
 from tunnels.dial import AddressPolicy
 from tunnels.errors import HandshakeFailed, LinkClosed, TunnelError
 from tunnels.handshake import Role
 from tunnels.link import Channel, CloseCode
+from tunnels.turn import IceServers
 from tunnels.webrtc import UNPROVEN_BYTES, UNSENT_BYTES, WebRtcChannel
 from tunnels.webrtc_description import (
     Description,
@@ -268,6 +270,67 @@ async def test_an_acknowledgement_fits_into_a_datagram_whatever_came_early() -> 
         [sack] = parse_packet(sent[0])[3]
         assert isinstance(sack, SackChunk)
         assert sack.gaps[:2] == [(2, 2), (4, 4)]
+
+
+async def test_nothing_is_left_of_a_link_that_is_given_up_while_it_gathers() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind((LOOPBACK, 0))
+        async with trio.open_nursery() as nursery:
+            alice = side(nursery, "alice", IceServers(stun=(silent.getsockname(),)))
+            island, bob = alice.transport._island, identity("bob").peer
+            for _ in range(3):
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(alice.transport.prepare, bob, Role.DIALLER)
+                    with trio.fail_after(20):
+                        await trio.to_thread.run_sync(silent.recv, 2000)
+                    inner.cancel_scope.cancel()
+            assert not island.at_end
+            assert not island.is_over
+            nursery.cancel_scope.cancel()
+
+
+async def test_an_answer_takes_the_acknowledgement_along() -> None:
+    """Of ten kilobytes and their echo, where bare aiortc sends nine that say nothing else."""
+    async with two_sides() as links:
+        await links.link()
+        near, far = await pair_of_channels(links)
+        packets: list[list[type[Chunk]]] = []
+        sctp = links.far.stack._sctp
+        assert sctp is not None
+        send = sctp.transport._send_data
+
+        async def record(data: bytes) -> None:
+            packets.append([type(one) for one in parse_packet(data)[3]])
+            await send(data)
+
+        sctp.transport._send_data = record  # type: ignore[method-assign]
+        message = NOISE[:10_000]
+        near.send(message)
+        got = b""
+        while len(got) < len(message):
+            got += await far.receive()
+        far.send(got)
+        back = b""
+        while len(back) < len(message):
+            back += await near.receive()
+        assert back == message
+        alone = packets.count([SackChunk])
+        along = packets.count([SackChunk, DataChunk])
+        assert 1 <= alone + along <= 6
+        assert sum(DataChunk in one for one in packets) == 9
+
+
+async def test_the_last_packet_is_acknowledged_though_nothing_follows() -> None:
+    async with two_sides() as links:
+        await links.link()
+        near, far = await pair_of_channels(links)
+        near.send(b"the last")
+        assert await far.receive() == b"the last"
+        sctp = links.near.stack._sctp
+        assert sctp is not None
+        with trio.fail_after(20):
+            await on_island(links.near, links.near.stack._idle.wait)
+        assert sctp.has_sent_all
 
 
 async def test_one_side_ends_and_the_other_still_answers() -> None:
