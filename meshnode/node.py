@@ -323,12 +323,9 @@ class Node:
         # Imported where it is used: it brings an event loop of its own along.
         from meshnode.neighbours import Neighbours
 
+        dialling = self._connections.dialling
         neighbours = Neighbours(
-            self._endpoint,
-            self._membership,
-            self._connections.dialling,
-            self._emit,
-            self._only_host,
+            self._endpoint, self._membership, dialling, self._emit, self._only_host
         )
         self._connections.look_around = neighbours.look_around
         nursery.start_soon(neighbours.run)
