@@ -11,7 +11,7 @@ import click
 import psutil
 import trio
 
-from meshnode.cli.engine import ensure_engine
+from meshnode.cli.engine import ensure_engine, fetch_option
 from meshnode.cli.settings import DEFAULT_HTTP
 from meshnode.cli.signals import run_until_signal
 from meshnode.demo.run import run_demo, stay, summary
@@ -25,15 +25,16 @@ STOP_TIMEOUT_S = 30.0
 @click.option("--stay", "keep", is_flag=True, help="Stay up on --http until stopped.")
 @click.option("--stop", is_flag=True, help="Stop the demo that stays up.")
 @click.option("--http", default=DEFAULT_HTTP, help="HOST:PORT, with --stay.")
-def demo(keep: bool, stop: bool, http: str) -> int:
+@fetch_option
+def demo(keep: bool, stop: bool, http: str, offline: bool) -> int:
     """Answer a question with the demo model's layers on two nodes."""
     if stop:
         _stop()
         return 0
     if keep:
-        _stay(http)
+        _stay(http, offline=offline)
         return 0
-    ensure_engine()
+    ensure_engine(offline=offline)
     outcome = trio.run(run_demo, click.echo, _echo_part)
     click.echo("\n" + summary(outcome))
     return 0 if outcome.ok else 1
@@ -44,10 +45,10 @@ def _echo_part(text: str) -> None:
     sys.stdout.flush()
 
 
-def _stay(http: str) -> None:
+def _stay(http: str, *, offline: bool) -> None:
     if _recorded_process() is not None:
         raise HomeError("the demo is up already: `./just stop` ends it")
-    ensure_engine()
+    ensure_engine(offline=offline)
     record = _record_path()
     record.parent.mkdir(parents=True, exist_ok=True)
     own = psutil.Process()

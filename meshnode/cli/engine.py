@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from meshnode.cli.settings import OFFLINE_VARIABLE
 from meshnode.engine import patch_tree
 from meshnode.engine.build import BuildOptions, build_engine, find_built
 from meshnode.engine.cache import Engine
@@ -28,6 +29,12 @@ backend_option = click.option(
     "--backend", type=click.Choice([str(backend) for backend in Backend]), help="Default: detected."
 )
 stock_option = click.option("--stock", is_flag=True, help="llama.cpp without mesh's patches.")
+fetch_option = click.option(
+    "--offline/--no-offline",
+    envvar=OFFLINE_VARIABLE,
+    default=False,
+    help="Fetch no source: build from what is here, or not at all.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 tree_argument = click.argument("tree", type=click.Path(path_type=Path), default=".engine-tree")
 
@@ -46,12 +53,18 @@ def engine_group() -> None:
 )
 @click.option("--jobs", type=click.IntRange(1), help="Compilers at once. Default: one a core.")
 @stock_option
+@fetch_option
 @json_option
 def build(
-    backend: str | None, source: Path | None, jobs: int | None, stock: bool, as_json: bool
+    backend: str | None,
+    source: Path | None,
+    jobs: int | None,
+    stock: bool,
+    offline: bool,
+    as_json: bool,
 ) -> None:
     """Build the engine; at once when nothing changed since the last time."""
-    options = BuildOptions(backend=backend, source=source, jobs=jobs, stock=stock)
+    options = BuildOptions(backend=backend, source=source, jobs=jobs, stock=stock, offline=offline)
     engine = build_showing_progress(options)
     if as_json:
         click.echo(json.dumps(_engine_facts(engine)))
@@ -87,10 +100,11 @@ def path(backend: str | None, stock: bool, as_json: bool) -> None:
 
 @engine_group.command()
 @tree_argument
-def edit(tree: Path) -> None:
+@fetch_option
+def edit(tree: Path, offline: bool) -> None:
     """Lay the source out as a git tree with one commit a patch."""
     with _shown_progress() as progress:
-        commits = patch_tree.edit(tree, progress)
+        commits = patch_tree.edit(tree, progress, offline=offline)
     click.echo(f"{tree}: the tag upstream, then one commit a patch ({commits})")
     click.echo(f"edit and commit there, then: mesh engine export {tree}")
 
@@ -104,16 +118,18 @@ def export(tree: Path) -> None:
 
 
 @engine_group.command("check-patches")
-def check_patches() -> None:
+@fetch_option
+def check_patches(offline: bool) -> None:
     """Show that laying the patches out and writing them back changes no byte."""
     with _shown_progress() as progress:
-        count = patch_tree.check_round_trip(progress)
+        count = patch_tree.check_round_trip(progress, offline=offline)
     click.echo(f"{count} patches: the round trip changed no byte")
 
 
-def ensure_engine() -> Engine:
-    """The engine for this machine, built first if there is none."""
-    return find_built() or build_showing_progress(BuildOptions())
+def ensure_engine(*, offline: bool) -> Engine:
+    """The engine for this machine, built first if there is none; when `offline`, of a source that
+    is here."""
+    return find_built() or build_showing_progress(BuildOptions(offline=offline))
 
 
 def build_showing_progress(options: BuildOptions) -> Engine:

@@ -23,6 +23,7 @@ from meshnode.cli.settings import (
     portmap_option,
     read_settings,
     read_turn,
+    refuse_beyond,
     stun_option,
 )
 from meshnode.cli.signals import run_until_signal
@@ -146,6 +147,8 @@ def serve(invocation: Invocation, /, **options: Any) -> None:
     _refuse_lending_options(options)
     node_config, bare_rpc = _node_config(options, invocation)
     http = parse_address(options["http"], what="--http")
+    if node_config.offline:
+        refuse_beyond(bare_rpc, http)
     split = options["split"]
     serve_config = ServeConfig(
         model=options["model"],
@@ -242,7 +245,8 @@ def _lend_config(options: dict[str, Any]) -> LendConfig:
 def _run(launch: Launch, log_format: str) -> None:
     with Home(launch.node.home or default_home()) as home:
         log_to(home.subfolder("logs") / LOG_NAME)
-        engine = ensure_engine() if launch.lend or launch.serve else None
+        computes = launch.lend or launch.serve
+        engine = ensure_engine(offline=launch.node.offline) if computes else None
         view = choose_view(log_format)
         node = Node(
             home, launch.node, lend=launch.lend, serve=launch.serve, engine=engine, emit=view.emit

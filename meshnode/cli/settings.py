@@ -6,6 +6,7 @@ Beside options these commands take `key=value` settings (`join=TOKEN`, `rpc=HOST
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
 from collections.abc import Sequence
@@ -17,12 +18,13 @@ import click
 from discovery.token import BadToken, Token, parse_untrusted
 from meshnode.config import DEFAULT_STUN, Address, ServeConfig, parse_address
 from meshnode.errors import AccessError, UsageError
+from tunnels.network import HostNetwork
 from tunnels.turn import TurnServer, parse_turn
 
 MAX_TOKEN_FILE_BYTES = 64 * 1024
 JOIN_VARIABLE = "MESH_JOIN"
 OFFLINE_VARIABLE = "MESH_OFFLINE"
-"""Set to 1, it is `--offline` for every node that is started."""
+"""Set to 1, it is `--offline` for every node that is started, and for what builds an engine."""
 TURN_PASSWORD_VARIABLE = "MESH_TURN_PASSWORD"  # noqa: S105 - its name
 MAX_PASSWORD_FILE_BYTES = 4096
 DEFAULT_HTTP = str(ServeConfig.http)
@@ -118,6 +120,31 @@ def read_settings(
         raise UsageError("join=- reads one token from standard input, so give it once")
     tokens = [_parse(_read_stdin_token() if text == "-" else text) for text in texts]
     return tuple(tokens), tuple(bare_rpc)
+
+
+def refuse_beyond(bare_rpc: Sequence[Address], http: Address) -> None:
+    """Of a node that is to stay within this machine's networks. A name would have to be looked up.
+    Raises UsageError."""
+    network = HostNetwork()
+    for address in bare_rpc:
+        if not _is_literal(address.host) or not network.is_near(address.host or ""):
+            raise UsageError(
+                f"rpc={address} may lie beyond this machine's networks, and no packet may leave "
+                "them: name an address within, or leave out --offline (MESH_OFFLINE)"
+            )
+    if http.host not in (None, "localhost") and not _is_literal(http.host):
+        raise UsageError(
+            f"--http {http}: no name is looked up offline: use an address of this machine, or "
+            "leave out --offline (MESH_OFFLINE)"
+        )
+
+
+def _is_literal(host: str | None) -> bool:
+    try:
+        ipaddress.ip_address(host or "")
+    except ValueError:
+        return False
+    return True
 
 
 def _parse(text: str) -> Token:

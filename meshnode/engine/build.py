@@ -47,12 +47,14 @@ RECIPE = 1
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """None: detected (backend), the pinned sdist (source), one a core (jobs)."""
+    """None: detected (backend), the pinned sdist (source), one a core (jobs). offline: nothing is
+    fetched."""
 
     backend: str | None = None
     source: Path | None = None
     jobs: int | None = None
     stock: bool = False
+    offline: bool = False
 
 
 def find_engine(stock: bool = False, backend: str | None = None) -> Path | None:
@@ -120,7 +122,7 @@ def build_engine(options: BuildOptions, progress: Progress) -> Engine:
             found = wanted.find()
             if found is not None:
                 return found
-            source = open_source(named, series.upstream, progress)
+            source = open_source(named, series.upstream, progress, offline=options.offline)
             work = cache.engine_cache_dir() / "work" / wanted.work_name()
             _lay_out(source.tree, series, work / "src", stock=options.stock)
             job = CompileJob(

@@ -15,6 +15,17 @@ class SourceUnavailable(EngineError):
     """llama.cpp's source could not be fetched, or is not what the pin says."""
 
 
+class SourceOutOfReach(SourceUnavailable):
+    """It would have to be fetched, and no packet may leave."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no engine is built here, and offline (--offline, MESH_OFFLINE) its source is not "
+            "fetched: run `mesh engine build --no-offline` once while that is allowed, or name a "
+            "llama.cpp checkout or a saved sdist with MESH_ENGINE_SOURCE"
+        )
+
+
 class PatchFailed(EngineError):
     """A patch of the series does not fit the source, or cannot be applied here at all."""
 

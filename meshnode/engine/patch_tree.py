@@ -50,7 +50,7 @@ _FORMAT_PATCH = (
 )
 
 
-def edit(tree: Path, progress: Progress) -> int:
+def edit(tree: Path, progress: Progress, *, offline: bool = False) -> int:
     """Lay source and series out in `tree`, which must not exist. Returns the number of patches."""
     if tree.exists():
         raise UsageError(
@@ -59,7 +59,7 @@ def edit(tree: Path, progress: Progress) -> int:
     _require_git()
     series = read_series()
     named = named_source(None)
-    source = open_source(named, series.upstream, progress)
+    source = open_source(named, series.upstream, progress, offline=offline)
     progress(0, 0, f"laying out {source.origin}")
     tree.mkdir(parents=True)
     for path in tree_files(source.tree):
@@ -93,7 +93,7 @@ def export(tree: Path, folder: Path | None = None) -> tuple[str, ...]:
     return changed or ("nothing changed",)
 
 
-def check_round_trip(progress: Progress) -> int:
+def check_round_trip(progress: Progress, *, offline: bool = False) -> int:
     """Lay out and export into scratch folders. Raises `PatchFailed` naming what came out different.
 
     Returns the number of patches.
@@ -102,7 +102,7 @@ def check_round_trip(progress: Progress) -> int:
     engine_cache_dir().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=engine_cache_dir(), prefix=".check-") as scratch:
         tree, exported = Path(scratch) / "tree", Path(scratch) / "patches"
-        edit(tree, progress)
+        edit(tree, progress, offline=offline)
         exported.mkdir()
         export(tree, exported)
         different = _differences(series, exported)

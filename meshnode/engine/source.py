@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 import blake3
 
 from meshnode.engine.cache import engine_cache_dir
-from meshnode.engine.errors import NoRoomToBuild, SourceUnavailable
+from meshnode.engine.errors import NoRoomToBuild, SourceOutOfReach, SourceUnavailable
 from meshnode.engine.patches import Upstream
 from meshnode.engine.toolchain import tool_paths
 
@@ -59,14 +59,19 @@ def source_digest(named: Path | None, upstream: Upstream) -> str:
     return tree_digest(named)
 
 
-def open_source(named: Path | None, upstream: Upstream, progress: Progress) -> Source:
-    """The tree to build from, fetched if need be. Raises `SourceUnavailable`."""
+def open_source(
+    named: Path | None, upstream: Upstream, progress: Progress, *, offline: bool = False
+) -> Source:
+    """The tree to build from, fetched if need be; not when `offline`. Raises
+    `SourceUnavailable`."""
     if named is not None and not named.is_file():
         _check_checkout(named)
         return Source(named, tree_digest(named), f"checkout {named}")
     origin = f"{upstream.package} {upstream.version}"
     tree = engine_cache_dir() / "sources" / upstream.sha256
     if not tree.is_dir():
+        if named is None and offline:
+            raise SourceOutOfReach
         tree.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=tree.parent, prefix=".fetch-") as scratch:
             if named is None:

@@ -12,12 +12,18 @@ import pytest
 
 from meshnode.cli import demo, node
 from meshnode.cli.node import Launch
-from meshnode.cli.settings import OFFLINE_VARIABLE, Invocation, read_settings, take_invocation
-from meshnode.config import NodeConfig
+from meshnode.cli.settings import (
+    OFFLINE_VARIABLE,
+    Invocation,
+    read_settings,
+    refuse_beyond,
+    take_invocation,
+)
+from meshnode.config import Address, NodeConfig
 from meshnode.errors import AccessError, HomeError, UsageError
 from tunnels.stun import Server
 
-USAGE, ACCESS, HOME = 2, 5, 8
+USAGE, ENGINE, ACCESS, HOME = 2, 3, 5, 8
 # `status` meets an error that nobody foresaw.
 DEFECT = """
 import sys
@@ -135,6 +141,33 @@ def test_stun_servers_are_asked_unless_none_are_wanted(monkeypatch: pytest.Monke
     assert launched(monkeypatch, "--stun", "192.0.2.1").stun == (Server("192.0.2.1", 3478),)
 
 
+def test_offline_no_source_is_fetched_for_an_engine(tmp_path: Path) -> None:
+    """pip would find an index there, and the build would go on."""
+    index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "MESH_ENGINE_SOURCE": ""}
+    for command in ("worker", "serve", "demo", "engine build", "engine check-patches"):
+        finished = mesh(*command.split(), "--offline", cache=tmp_path / "cache", **index)
+        assert finished.returncode == ENGINE, finished.stderr
+        (sentence,) = finished.stderr.splitlines()
+        assert "mesh engine build --no-offline" in sentence
+        assert "MESH_ENGINE_SOURCE" in sentence
+    assert not list((tmp_path / "cache" / "engine" / "sources").glob("*"))
+
+
+@pytest.mark.parametrize("place", ["rpc=1.1.1.1:50052", "rpc=tower.example:50052"])
+def test_offline_no_engine_beyond_is_asked(place: str, tmp_path: Path) -> None:
+    finished = mesh("serve", "--offline", place, cache=tmp_path)
+    assert finished.returncode == USAGE
+    assert "--offline" in finished.stderr
+
+
+def test_offline_no_name_is_looked_up_for_the_endpoint(tmp_path: Path) -> None:
+    finished = mesh("serve", "--offline", "--http", "tower.example:8090", cache=tmp_path)
+    assert finished.returncode == USAGE
+    assert "no name is looked up" in finished.stderr
+    refuse_beyond([Address("127.0.0.1", 50052)], Address("localhost", 8090))
+    refuse_beyond([], Address(None, 8090))
+
+
 # -- a token in the environment -------------------------------------------------------------------
 
 
@@ -159,7 +192,7 @@ def test_the_token_in_the_environment_is_read_where_no_other_is_given(tmp_path: 
 @pytest.fixture
 def record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("MESH_CACHE", str(tmp_path))
-    monkeypatch.setattr(demo, "ensure_engine", lambda: None)
+    monkeypatch.setattr(demo, "ensure_engine", lambda *, offline: None)
     return tmp_path / "demo.pid"
 
 
@@ -170,7 +203,7 @@ def record_of(process: psutil.Process) -> str:
 def test_a_second_demo_leaves_the_first_ones_record(record: Path) -> None:
     record.write_text(record_of(psutil.Process()))
     with pytest.raises(HomeError, match="just stop"):
-        demo._stay("127.0.0.1:0")
+        demo._stay("127.0.0.1:0", offline=True)
     assert record.read_text() == record_of(psutil.Process())
 
 
@@ -187,11 +220,11 @@ def test_a_demo_that_ends_removes_its_own_record_and_no_other(
 
     record.write_text("4194304 1.0\n")  # a demo that was killed long ago
     monkeypatch.setattr(demo, "stay", stay_a_moment)
-    demo._stay("127.0.0.1:0")
+    demo._stay("127.0.0.1:0", offline=True)
     assert seen == [record_of(psutil.Process())]
     assert not record.exists()
     monkeypatch.setattr(demo, "stay", lose_the_record)
-    demo._stay("127.0.0.1:0")
+    demo._stay("127.0.0.1:0", offline=True)
     assert record.read_text() == "somebody else's"
 
 
