@@ -92,6 +92,7 @@ class Endpoint:
         self._epochs = Epochs()
         self._us = Introduction(identity, self._epochs.of, INITIAL_WINDOW_BYTES)
         self._services = Services(authorize)
+        self._is_member = lambda peer: authorize(peer, RESERVE)
         self._sessions: dict[PeerId, Session] = {}
         self._dialling: dict[PeerId, trio.Lock] = {}
         self._subscribers = Subscribers()
@@ -120,7 +121,7 @@ class Endpoint:
         self.relaying = Relaying(
             self.peer,
             carries,
-            is_member=lambda peer: authorize(peer, RESERVE),
+            is_member=self._is_member,
             session=self.session,
         )
         self.serve(webrtc_transport.SERVICE, self._describe, webrtc_transport.LIMITS)
@@ -250,8 +251,9 @@ class Endpoint:
         self.candidates_changed = trio.Event()
 
     def _direct_addresses(self) -> list[Address]:
-        """Of peers that answer over UDP."""
-        return [address for peer in self._sessions if (address := self._seen(peer)) is not None]
+        """Of members that answer over UDP: what a stranger says of us, nobody vouches for."""
+        members = filter(self._is_member, self._sessions)
+        return [address for peer in members if (address := self._seen(peer)) is not None]
 
     def meeting_places(self) -> list[Candidate]:
         """Our candidates, and what helps those alone who punch: where a hard NAT was seen."""

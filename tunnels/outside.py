@@ -19,6 +19,7 @@ import trio
 from tunnels.binding import Address
 from tunnels.demux import SharedSocket
 from tunnels.dial import AddressPolicy
+from tunnels.door import network_of
 from tunnels.meeting import Nats
 from tunnels.nat import NatFacts, is_worth_asking, judge
 from tunnels.network import Network
@@ -32,7 +33,8 @@ SILENT_CHECKS = 3  # before that is news
 KEEP_ALIVE_S = 25.0
 RESOLVE_S = 5.0
 NAMES_FRESH_S = 600.0
-MAX_SERVERS = 6  # asked, of one IP version
+MAX_SERVERS = 6  # asked, of one IP version; peers among them
+MAX_PEERS = 2
 VERSIONS = (4, 6)
 
 log = logging.getLogger(__name__)
@@ -68,8 +70,9 @@ class OutsideView:
     """I know how our socket looks from outside.
 
     servers: None: nobody is asked, not even peers; others are answered all the same. peers:
-    addresses of nodes of ours, which answer too; those on our own networks see no more than we do
-    and are left out. policy: of addresses that servers name, those it refuses are no candidates.
+    addresses of members, which answer too: one each of MAX_PEERS networks, so that servers have
+    room and nobody has two voices. Those on our own networks see no more than we do and are left
+    out. policy: of addresses that servers name, those it refuses are no candidates.
     """
 
     def __init__(
@@ -161,15 +164,22 @@ class OutsideView:
         async with trio.open_nursery() as nursery:
             for server in servers:
                 nursery.start_soon(look_up, server)
-            for peer in self._peers():
-                if not self._network.is_near(peer[0]):
-                    nursery.start_soon(self._hear, port, peer)
+            for peer in self._peers_to_ask():
+                nursery.start_soon(self._hear, port, peer)
         self.unresolved = tuple(one for one in servers if one in unresolved)
         for version in VERSIONS:
             facts = self._judged(version, port.local[1])
             self._silent[version] = 0 if facts.answered else self._silent[version] + 1
             if not self._may_be_an_outage(version, facts):
                 self._learn(version, facts)
+
+    def _peers_to_ask(self) -> list[Address]:
+        chosen: dict[int, dict[str, Address]] = {version: {} for version in VERSIONS}
+        for peer in self._peers():
+            voices = chosen[_version(peer)]
+            if len(voices) < MAX_PEERS and not self._network.is_near(peer[0]):
+                voices.setdefault(network_of(peer[0]), peer)
+        return [peer for voices in chosen.values() for peer in voices.values()]
 
     def _may_be_an_outage(self, version: int, facts: NatFacts) -> bool:
         """Who answered before may be silent for a while: then what was known stands."""

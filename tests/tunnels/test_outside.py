@@ -13,7 +13,7 @@ from tunnels import outside
 from tunnels.demux import SharedSocket
 from tunnels.meeting import Nats
 from tunnels.outside import OutsideView
-from tunnels.peer import Candidate, NatKind
+from tunnels.peer import Candidate, NatKind, PeerId
 from tunnels.stun import Server, Success, encode
 from tunnels.stun_port import StunPort
 
@@ -111,10 +111,35 @@ async def test_members_that_are_not_on_our_network_tell_us_too(
 
 async def test_no_more_than_a_few_are_asked(autojump_clock: trio.testing.MockClock) -> None:
     async with lab() as world:
-        peers = [(f"11.0.9.{n}", STUN_PORT) for n in range(20)]
-        view, _ = world.view("easy", [], peers=[*peers, peers[0]])
+        servers, peers = ([f"11.0.{net}.{n}" for n in range(20)] for net in (8, 9))
+        view, _ = world.view("easy", servers, peers=[(host, STUN_PORT) for host in peers])
         await view.checked.wait()
-        assert view.facts(4).asked == outside.MAX_SERVERS
+        asked = [host for host, _ in view.answers]
+        assert len(asked) == outside.MAX_SERVERS
+        assert len(set(asked) & set(peers)) == outside.MAX_PEERS
+
+
+async def test_members_that_lie_take_no_server_s_place(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with lab() as world:
+        for server in (A, B, C):
+            world.add_server(server)
+        liars = [f"11.0.9.{n}" for n in range(6)]
+        for liar in liars:
+            world.add_server(liar, says=("11.66.66.66", 666))
+        peers = [(host, STUN_PORT) for host in liars]
+        view, _ = world.view("easy", [A, B, C], peers=peers)
+        await view.checked.wait()
+        assert view.facts(4).mapped[0] == (WAN, PORT)
+
+
+async def test_a_network_has_one_voice(autojump_clock: trio.testing.MockClock) -> None:
+    async with lab() as world:
+        neighbours = [(f"2001:db8:a::{n}", STUN_PORT) for n in range(1, 5)]
+        view, _ = world.view("easy", [], peers=[*neighbours, (B6, STUN_PORT)], own=(HOME6,))
+        await view.checked.wait()
+        assert set(view.answers) == {neighbours[0], (B6, STUN_PORT)}
 
 
 async def test_who_asks_nobody_answers_all_the_same(autojump_clock: trio.testing.MockClock) -> None:
@@ -180,3 +205,24 @@ async def test_a_node_behind_a_nat_tells_where_it_is_seen(
         await node.candidates_changed.wait()
         assert node.outside.facts(4).kind is NatKind.EASY
         assert Candidate("quic", WAN, PORT, "reflexive") in node.candidates()
+
+
+async def test_strangers_are_not_asked_how_we_look(autojump_clock: trio.testing.MockClock) -> None:
+    async with lab() as world:
+        peers = {
+            name: await start_node(world.nursery, world.internet.host(host), name)
+            for host, name in ((A, "anna"), (B, "sam"))
+        }
+        stranger = peers["sam"].endpoint.peer
+        home = world.internet.host(HOME, behind=world.internet.network(router("easy")))
+
+        def authorize(peer: PeerId, _service: str) -> bool:
+            return peer != stranger
+
+        node = await start_node(
+            world.nursery, home, "node", port=PORT, stun=(), authorize=authorize
+        )
+        for peer in peers.values():
+            await node.endpoint.connect(peer.endpoint.peer, peer.endpoint.candidates())
+        await trio.sleep(2 * outside.CHECK_S)
+        assert [host for host, _ in node.endpoint.outside.answers] == [A]
