@@ -15,12 +15,13 @@ from tunnels.allowance import Budget
 from tunnels.credit import INITIAL_WINDOW_BYTES
 from tunnels.dial import AddressPolicy
 from tunnels.epochs import Epochs
-from tunnels.link import Introduction, Link, ProvenLink, prove
+from tunnels.link import Channel, Introduction, Link, ProvenLink, prove
 from tunnels.turn import IceServers
-from tunnels.webrtc import WebRtcLink
+from tunnels.webrtc import WebRtcChannel, WebRtcLink
 from tunnels.webrtc_transport import OVER_SESSION, Swap, WebRtcTransport
 
 LOOPBACK = "127.0.0.1"
+NOISE = bytes(range(256)) * 64  # 16 KiB
 
 
 @dataclass
@@ -114,3 +115,18 @@ async def on_island(link: WebRtcLink, function: Callable[[], Awaitable[object]])
         await function()
 
     await link.stack.island.run(run)
+
+
+async def pair_of_channels(links: Linked) -> tuple[WebRtcChannel, WebRtcChannel]:
+    near = await links.near.open_channel()
+    near.send(b"!")
+    far = await links.far.accept_channel()
+    assert await far.receive() == b"!"
+    return near, far
+
+
+async def read_all(channel: Channel) -> bytes:
+    data = bytearray()
+    while piece := await channel.receive():
+        data += piece
+    return bytes(data)
