@@ -7,12 +7,15 @@ binaries to test instead of the built ones.
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from meshnode import membership
 from meshnode.engine.build import find_engine
 from meshnode.errors import MeshError
 from tests.secrets_watch import pytest_configure
@@ -30,6 +33,24 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("mesh")
+
+LOOKS_TAKE_S = 50e-6
+
+
+@pytest.fixture
+def steady_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work takes the same time on every machine: LOOKS_TAKE_S from one look at the clock to the
+    next. Beside a fake clock a slow processor would put honest peers into debt for minutes, since
+    what is charged in real seconds is paid in fake ones.
+    """
+    monkeypatch.setattr(time, "thread_time", itertools.count(step=LOOKS_TAKE_S).__next__)
+    monkeypatch.setattr(membership, "perf_counter", itertools.count(step=LOOKS_TAKE_S).__next__)
+
+
+@pytest.fixture(autouse=True)
+def _steady_beside_a_fake_clock(request: pytest.FixtureRequest) -> None:
+    if "autojump_clock" in request.fixturenames:
+        request.getfixturevalue("steady_processor")
 
 
 def require(name: str, available: bool, reason: str) -> None:

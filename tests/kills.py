@@ -298,7 +298,8 @@ async def _at_its_moment(
 
 
 async def _restart_a_joiner_that_gave_up(kill: Kill, scene: Scene, seen: dict[Role, int]) -> None:
-    """A join that loses its inviter ends in a sentence; the user joins again."""
+    """A join that loses its inviter ends in a sentence; the user joins again, once that listens:
+    before, a join is refused at once, as it should be."""
     if not kill.point.startswith("join.") or kill.victim is not Role.WORKER:
         return
     node = scene.nodes[Role.ORCHESTRATOR]
@@ -307,6 +308,7 @@ async def _restart_a_joiner_that_gave_up(kill: Kill, scene: Scene, seen: dict[Ro
     except NodeFailed:
         assert await node.wait_exit() == 4, node.last_lines
         assert "joining failed" in " ".join(node.last_lines)
+        await scene.nodes[Role.WORKER].wait_event("node", containing="listens at")
         await scene.start(Role.ORCHESTRATOR)
     seen[Role.ORCHESTRATOR] = 0
 

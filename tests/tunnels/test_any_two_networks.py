@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+import pytest
 import trio
 import trio.testing
 from hypothesis import Phase, event, given, settings
@@ -176,6 +177,7 @@ def check_bounds(layout: Layout, side: Side, tries: int) -> None:
 
 
 # A failure is shown as it was found: to shrink one takes longer than to read it.
+@pytest.mark.usefixtures("steady_processor")
 @settings(max_examples=150, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(layouts)
 def test_where_there_is_a_path_they_find_it(layout: Layout) -> None:
