@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from tunnels import AddressPolicy, LinkClosed
 from tunnels.binding import Address
 from tunnels.demux import SharedSocket
 from tunnels.nat import NatFacts
-from tunnels.network import HostNetwork
+from tunnels.network import HostNetwork, reachable_hosts
 from tunnels.outside import OutsideView
 from tunnels.peer import NatKind, format_address
 from tunnels.stun import Server
@@ -29,14 +30,17 @@ _MEMBERS = "membership.json"
 
 @dataclass(frozen=True)
 class Sight:
-    """What a look at the network found. facts: by IP version. answers: by server, what it saw.
-    relays: which of those that members name could be reached, and how."""
+    """What a look at the network found. facts: by IP version. named: servers to ask. answers: by
+    server, what it saw. relays: which of those that members name could be reached, and how. own:
+    our addresses that lead out of this machine."""
 
     facts: Mapping[int, NatFacts]
+    named: Collection[Server]
     answers: Mapping[Address, Address | None]
     unresolved: Sequence[Server]
     portmap: PortMapStatus | None
     relays: Mapping[Address, Sequence[str]]
+    own: Sequence[str]
 
 
 async def look(servers: Collection[Server], relays: Collection[Address], *, portmap: bool) -> Sight:
@@ -75,7 +79,9 @@ async def look(servers: Collection[Server], relays: Collection[Address], *, port
         for relay in relays
     }
     facts = {version: view.facts(version) for version in (4, 6)}
-    return Sight(facts, view.answers, view.unresolved, found[0] if found else None, reached)
+    portmapped = found[0] if found else None
+    own = reachable_hosts("::", network.interface_addresses())
+    return Sight(facts, servers, view.answers, view.unresolved, portmapped, reached, own)
 
 
 def relays_known(home: Path) -> list[Address]:
@@ -95,8 +101,9 @@ def relays_known(home: Path) -> list[Address]:
 
 
 def network_checks(sight: Sight) -> Iterator[Check]:
-    yield nat_check("IPv4", sight.facts[4])
-    yield nat_check("IPv6", sight.facts[6])
+    for version in (4, 6):
+        own = [host for host in sight.own if ipaddress.ip_address(host).version == version]
+        yield nat_check(f"IPv{version}", sight.facts[version], own)
     yield _udp(sight)
     yield _stun(sight)
     if sight.portmap is not None:
@@ -104,7 +111,8 @@ def network_checks(sight: Sight) -> Iterator[Check]:
     yield from _relays(sight.relays)
 
 
-def nat_check(name: str, facts: NatFacts) -> Check:
+def nat_check(name: str, facts: NatFacts, own: Sequence[str]) -> Check:
+    """own: our addresses of that IP version."""
     at = format_address(*facts.mapped[0]) if facts.mapped else ""
     match facts.kind:
         case NatKind.NONE:
@@ -127,11 +135,12 @@ def nat_check(name: str, facts: NatFacts) -> Check:
         return Check(name, Verdict.NOTE, f"{text}; name another with --stun")
     if facts.asked:
         return Check(name, Verdict.NOTE, "not known: the one server that was asked is silent")
+    if own:
+        text = f"not asked how it looks from outside (see STUN servers); here it is {own[0]}"
+        return Check(name, Verdict.NOTE, text)
     if name == "IPv6":
         return Check(name, Verdict.OK, "none here; where both sides have it, no NAT is in the way")
-    return Check(
-        name, Verdict.NOTE, "not known: this machine is in no network, or nobody was asked"
-    )
+    return Check(name, Verdict.NOTE, "none here: this machine is in no IPv4 network")
 
 
 def _udp(sight: Sight) -> Check:
@@ -140,7 +149,7 @@ def _udp(sight: Sight) -> Check:
     if answered:
         return Check("UDP", Verdict.OK, "goes out, and answers come back")
     if not asked:
-        return Check("UDP", Verdict.NOTE, "not tried: there was nobody to ask")
+        return Check("UDP", Verdict.NOTE, "not tried: nobody was asked (see STUN servers)")
     text = (
         f"of {asked} servers not one answered: this network blocks UDP, or is cut off. Peers are "
         "reached over TCP where that goes directly; elsewhere a relay on port 443 carries it all"
@@ -152,14 +161,29 @@ def _stun(sight: Sight) -> Check:
     name = "STUN servers"
     servers = {one: seen for one, seen in sight.answers.items() if one not in sight.relays}
     silent = [format_address(*one) for one, seen in servers.items() if seen is None]
-    unknown = [str(one) for one in sight.unresolved]
+    unknown = ", ".join(map(str, sight.unresolved))
+    if not servers:
+        return _nobody_asked(name, sight.named, unknown)
     parts = [f"{len(servers) - len(silent)} of {len(servers)} addresses answered"]
     parts += [f"silent: {', '.join(silent)}"] if silent else []
-    parts += [f"not known by name: {', '.join(unknown)} (is there a name server?)"] * bool(unknown)
+    parts += [f"not known by name: {unknown} (is there a name server?)"] if unknown else []
     if len(servers) - len(silent) >= 2:
         return Check(name, Verdict.OK, "; ".join(parts))
     parts.append("two that answer are needed: name others with --stun HOST:PORT,HOST:PORT")
     return Check(name, Verdict.NOTE, "; ".join(parts))
+
+
+def _nobody_asked(name: str, named: Collection[Server], unknown: str) -> Check:
+    """Of the way out, nothing was seen then: that is bad, unless it is as the user wished."""
+    if not named:
+        return Check(name, Verdict.NOTE, "not asked: none is named, so members tell each other")
+    if unknown:
+        why = f"none is known by name ({unknown}): is this machine connected, with a name server"
+        remedy = "Otherwise name some by address with --stun, or stay within with --offline"
+    else:
+        why = "no network of this machine leads to them: is it connected"
+        remedy = "Otherwise stay within with --offline"
+    return Check(name, Verdict.BAD, f"not asked: {why}? {remedy}")
 
 
 def _port_mapping(status: PortMapStatus, facts: NatFacts) -> Check:
@@ -169,11 +193,10 @@ def _port_mapping(status: PortMapStatus, facts: NatFacts) -> Check:
     if status.by is not None:
         text = f"the router at {status.router} forwards ports for those who ask ({status.by})"
         return Check(name, Verdict.OK, text)
-    text = f"{status.problem or 'not known'}"
+    text = status.problem or "not known"  # and what would help
     if facts.kind is NatKind.NONE:
         return Check(name, Verdict.OK, f"{text}; none is needed without a NAT")
-    remedy = "switch on UPnP, NAT-PMP or PCP in the router, or forward the node's port by hand"
-    return Check(name, Verdict.NOTE, f"{text}: {remedy} (docs/port-mapping.md)")
+    return Check(name, Verdict.NOTE, f"{text} (docs/port-mapping.md)")
 
 
 def _relays(relays: Mapping[Address, Sequence[str]]) -> Iterator[Check]:

@@ -37,7 +37,9 @@ RELAY = ("203.0.113.9", 443)
 EASY = NatFacts(NatKind.EASY, (SEEN,), True, asked=2, answered=2)
 BLOCKED = NatFacts(NatKind.BLOCKED, asked=2)
 NOTHING = NatFacts()
-UNMAPPED = PortMapStatus("192.168.1.1", problem="the router maps no ports")
+SWITCH_ON = "the router 192.168.1.1 maps no ports: switch on UPnP, or forward the port by hand"
+UNMAPPED = PortMapStatus("192.168.1.1", problem=SWITCH_ON)
+NAMED = (Server("stun.example", 3478), Server("stun.example.org", 3478))
 
 
 def sight(
@@ -47,9 +49,11 @@ def sight(
     unresolved: tuple[Server, ...] = (),
     portmap: PortMapStatus | None = None,
     relays: Mapping[Address, list[str]] | None = None,
+    own: tuple[str, ...] = ("192.168.1.5",),
+    named: tuple[Server, ...] = (Server(*A), Server(*B)),
 ) -> Sight:
     heard = {A: SEEN, B: SEEN} if answers is None else answers
-    return Sight({4: v4, 6: v6}, heard, unresolved, portmap, relays or {})
+    return Sight({4: v4, 6: v6}, named, heard, unresolved, portmap, relays or {}, own)
 
 
 def found(seen: Sight) -> dict[str, Check]:
@@ -66,14 +70,14 @@ def found(seen: Sight) -> dict[str, Check]:
         ("IPv4", BLOCKED, "note", "see UDP"),
         ("IPv4", NatFacts(mapped=(SEEN,), asked=1), "note", "name another with --stun"),
         ("IPv4", NatFacts(asked=1), "note", "the one server that was asked is silent"),
-        ("IPv4", NOTHING, "note", "in no network"),
+        ("IPv4", NOTHING, "note", "in no IPv4 network"),
         ("IPv6", NOTHING, "ok", "none here"),
     ],
 )
 def test_the_nat_is_told_with_what_would_help(
     name: str, facts: NatFacts, verdict: str, words: str
 ) -> None:
-    check = nat_check(name, facts)
+    check = nat_check(name, facts, ())
     assert (check.name, check.verdict) == (name, verdict)
     assert words in check.text
 
@@ -89,7 +93,33 @@ def test_where_udp_is_blocked_a_relay_is_named() -> None:
     assert checks["UDP"].verdict is Verdict.NOTE
     assert "relay on port 443" in checks["UDP"].text
     assert "192.0.2.1:3478, 192.0.2.2:3478" in checks["STUN servers"].text
-    assert "nobody to ask" in found(sight(NOTHING, answers={}))["UDP"].text
+
+
+def test_where_no_name_is_known_nothing_was_asked_and_that_is_bad() -> None:
+    here = ("192.168.1.5", "fd00::2")
+    checks = found(sight(NOTHING, answers={}, unresolved=NAMED, own=here, named=NAMED))
+    for version, address in zip(("IPv4", "IPv6"), here, strict=True):
+        assert checks[version].verdict is Verdict.NOTE
+        assert "not asked" in checks[version].text
+        assert address in checks[version].text
+    assert "nobody was asked" in checks["UDP"].text
+    assert checks["STUN servers"].verdict is Verdict.BAD, "and so the exit code is 1"
+    text = checks["STUN servers"].text
+    assert "stun.example:3478, stun.example.org:3478" in text
+    assert "0 of 0" not in text
+    assert text.count("--stun") == 1
+
+
+def test_where_no_network_leads_to_the_servers_that_is_bad_too() -> None:
+    check = found(sight(NOTHING, answers={}, own=()))["STUN servers"]
+    assert check.verdict is Verdict.BAD
+    assert "no network of this machine" in check.text
+
+
+def test_none_to_ask_is_what_the_user_may_have_wished() -> None:
+    check = found(sight(NOTHING, answers={}, named=()))["STUN servers"]
+    assert check.verdict is Verdict.NOTE
+    assert "not asked" in check.text
 
 
 def test_names_that_are_not_known_are_named() -> None:
@@ -120,6 +150,7 @@ def test_what_the_router_forwards(
     check = found(sight(facts, portmap=status))["port mapping"]
     assert check.verdict == verdict
     assert words in check.text
+    assert check.text.count("by hand") <= 1
 
 
 def test_relays_are_told_one_by_one() -> None:
@@ -180,6 +211,13 @@ async def test_a_look_asks_real_servers_and_dials_real_relays() -> None:
     assert seen.facts[4].answered == 2
     assert seen.relays == {relay: ["TCP"], dead: []}
     assert seen.portmap is None
+
+
+async def test_a_look_sees_the_addresses_that_nobody_was_asked_about() -> None:
+    with trio.fail_after(60):
+        seen = await look([], [], portmap=False)
+    own = HostNetwork().interface_addresses()
+    assert set(seen.own) == {one for one in own if one not in ("127.0.0.1", "::1")}
 
 
 async def test_the_command_says_it_all_and_fails_only_for_what_is_bad(tmp_path: Path) -> None:

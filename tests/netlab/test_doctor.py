@@ -58,7 +58,7 @@ def doctor(site: Site, home: Path, *options: str) -> dict[str, Any]:
         ("cgnat", "same address", NONE_HERE, "ok"),
         ("sym", "hard, or symmetric", NONE_HERE, "ok"),
         ("blocked", "nothing comes back", NONE_HERE, "note"),
-        ("ipv6", "in no network", "no NAT", "ok"),
+        ("ipv6", "in no IPv4 network", "no NAT", "ok"),
         ("broken4", "nothing comes back", "no NAT", "ok"),
     ],
 )
