@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -303,7 +304,7 @@ class Endpoint:
             raise TunnelError("this is the node's own id; connect to another node")
         candidates = self.relaying.gather(peer, candidates)
         self._redialler.learn(peer, candidates)
-        async with self._dialling.setdefault(peer, trio.Lock()):
+        async with self._dialling_alone(peer):
             session = self._sessions.get(peer)
             if session is not None and not session.suspected:
                 self._improver.look_after(session, candidates, nursery)
@@ -317,6 +318,16 @@ class Endpoint:
             session = self._adopt(proven)
             self._improver.look_after(session, candidates, nursery)
             return session
+
+    @asynccontextmanager
+    async def _dialling_alone(self, peer: PeerId) -> AsyncIterator[None]:
+        lock = self._dialling.setdefault(peer, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():  # else it is another's by now
+                self._dialling.pop(peer, None)
 
     def learn(self, peer: PeerId, candidates: Sequence[Candidate]) -> None:
         """Where the peer may be reached now, should its links die: whoever dialled."""

@@ -58,6 +58,7 @@ class Improver:
         self._adopt = adopt
         self._session = session
         self._candidates: dict[Session, tuple[Candidate, ...]] = {}
+        self._offered: dict[Session, Sequence[Candidate]] = {}  # by the last swap
         self._look_now = trio.lowlevel.ParkingLot()
 
     def look_after(
@@ -86,6 +87,7 @@ class Improver:
                 pause_s = min(PAUSE_GROWTH * pause_s, LAST_PAUSE_S)
         finally:
             del self._candidates[session]
+            self._offered.pop(session, None)
 
     def _first_pause_s(self, session: Session) -> float:
         is_straight = session.rank is None or session.rank <= DIRECT_RANK
@@ -109,7 +111,8 @@ class Improver:
     async def _try(self, session: Session) -> None:
         """While bytes go through somebody else, the first two at once: an address that nobody
         answers at takes seconds to be given up."""
-        known = self._better(session, self._candidates[session])
+        offered = self._offered.get(session, ())
+        known = self._better(session, [*self._candidates[session], *offered])
         async with trio.open_nursery() as nursery:
 
             async def go(way: Callable[[], Awaitable[None]]) -> None:
@@ -130,8 +133,7 @@ class Improver:
         except TunnelError as error:
             log.debug("%s swaps no offers: %s", session.peer.short, error)
             return
-        known = self._candidates[session]
-        self._candidates[session] = tuple(dict.fromkeys((*_by_tcp(swap), *known)))
+        self._offered[session] = _by_tcp(swap)
         await self.follow(swap)
 
     def _wants(self) -> Want:

@@ -27,6 +27,23 @@ STRANGER = identity("stranger").peer
 pytestmark = pytest.mark.usefixtures("link_kind")
 
 
+async def test_peers_dialled_in_vain_leave_nothing_behind(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with two_nodes() as pair:
+        dialler = pair.alice.endpoint
+
+        async def dial(name: str) -> None:
+            with pytest.raises(TunnelError):
+                await dialler.connect(identity(name).peer, [Candidate("quic", "11.0.0.2", 9)])
+
+        async with trio.open_nursery() as nursery:
+            for name in ("carol", "carol", "dave"):
+                nursery.start_soon(dial, name)
+        await pair.connect()
+        assert not dialler._dialling
+
+
 async def test_connecting_twice_gives_the_same_session(
     autojump_clock: trio.testing.MockClock, link_kind: str
 ) -> None:

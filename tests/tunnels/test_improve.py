@@ -5,16 +5,23 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import cast
 
 import pytest
 import trio
 import trio.testing
 
 from tests.lab.datagrams import Weather, World
-from tests.lab.nodes import PATIENCE_S, Pair, echo, exchange, start_node
-from tunnels import Candidate, Session
+from tests.lab.nodes import PATIENCE_S, Pair, echo, exchange, identity, start_node
+from tunnels import Candidate, LinkClosed, PeerId, Session
 from tunnels.dial import rank_of, ranked
-from tunnels.link import LINK_KINDS, CloseCode
+from tunnels.exchange import Exchange, Ourselves, Swap
+from tunnels.handshake import Role
+from tunnels.improve import LAST_PAUSE_S, Improver
+from tunnels.link import LINK_KINDS, CloseCode, ProvenLink
+from tunnels.offers import MAX_CANDIDATES, Offer, Want
 
 MIB = 1 << 20
 LAN = "11.0.0."
@@ -35,6 +42,26 @@ async def on_one_lan(near: str | None = LAN) -> AsyncIterator[Pair]:
                 node.endpoint.serve("echo", echo)
             yield Pair(world, alice, bob, nursery)
             nursery.cancel_scope.cancel()
+
+
+@dataclass(eq=False)
+class Relayed:
+    """What the improver sees of a session whose only link leads through a relay."""
+
+    peer: PeerId
+    rank: int = LINK_KINDS["relay"].rank
+    rtt_s: float = 0.01
+    suspected: bool = False
+    closed: trio.Event = field(default_factory=trio.Event)
+    wait_links_changed = staticmethod(trio.sleep_forever)
+
+
+def place(kind: str, host: str) -> Candidate:
+    return Candidate(kind, host, 1)
+
+
+def is_near(host: str) -> bool:
+    return host.startswith("192.168.")
 
 
 def kinds(session: Session) -> list[str]:
@@ -168,15 +195,38 @@ async def test_a_better_link_that_opens_no_channel_takes_no_stream(
         assert session.stats.link_kind == "quic"
 
 
+async def test_a_peer_s_offers_take_the_place_of_its_last_ones(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A relayed peer that offers other addresses at each swap fills nothing and holds up nobody."""
+    session, swaps = cast(Session, Relayed(identity("bob").peer)), count(1)
+
+    class Offers(Exchange):
+        async def ask(self, session: Session, want: Want) -> Swap:
+            net = next(swaps)
+            places = tuple(Candidate("tcp", f"11.{net}.0.{n}", 9) for n in range(MAX_CANDIDATES))
+            mine, theirs = (Offer(b"", b"", candidates=offered) for offered in ((), places))
+            return Swap(session.peer, Role.DIALLER, mine, theirs, b"")
+
+    async def nobody(_peer: PeerId, place: Candidate) -> ProvenLink:
+        dialled.append(place.host)
+        raise LinkClosed("nobody is there")
+
+    dialled: list[str] = []
+    improver = Improver(is_near, nobody, lambda _: session, lambda _: session, {"tcp"})
+    improver.exchange = Offers(lambda: Ourselves(()), improver.follow)
+    async with trio.open_nursery() as nursery:
+        improver.look_after(session, [place("tcp", "11.0.0.2")], nursery)
+        await trio.sleep(10 * LAST_PAUSE_S)
+        dialled.clear()
+        await trio.sleep(LAST_PAUSE_S + 1)
+        nursery.cancel_scope.cancel()
+    last = next(swaps) - 1
+    nets = {host.rpartition(".")[0] for host in dialled}
+    assert nets == {"11.0.0", f"11.{last - 1}.0", f"11.{last}.0"}
+
+
 # --- the order -----------------------------------------------------------------------------
-
-
-def place(kind: str, host: str) -> Candidate:
-    return Candidate(kind, host, 1)
-
-
-def is_near(host: str) -> bool:
-    return host.startswith("192.168.")
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,16 @@ import errno
 import os
 import socket
 import sys
+from unittest.mock import Mock
 
+import psutil
 import pytest
 import trio
 
 from tests.lab.nodes import anyone, echo, exchange, identity
 from tunnels import Candidate, DialFailed, Endpoint, ListenFailed
 from tunnels.binding import Address
+from tunnels.dial import ranked
 from tunnels.network import HostNetwork
 from tunnels.udp import DatagramSocket, UdpSocket, _equal_runs
 
@@ -168,9 +171,20 @@ def test_addresses_are_as_last_seen_when_there_is_no_descriptor_to_ask_with(
     network = HostNetwork()
     before = network.interface_addresses()
     monkeypatch.setattr("psutil.net_if_addrs", none_left)
+    monkeypatch.setattr(network, "_known_until_s", 0.0)
     assert network.interface_addresses() == before
     assert network.is_near(LOOPBACK)
     assert HostNetwork().interface_addresses() == []
+
+
+def test_many_addresses_are_told_near_from_far_by_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Mock(wraps=psutil.net_if_addrs)
+    monkeypatch.setattr("psutil.net_if_addrs", look)
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0)
+    far = [Candidate("tcp", f"11.0.0.{n}", 9) for n in range(1, 40)]
+    near = Candidate("tcp", LOOPBACK, 9)
+    assert ranked([*far, near], HostNetwork().is_near)[0] == near
+    assert look.call_count == 1
 
 
 async def test_two_endpoints_talk_over_the_real_network() -> None:
