@@ -26,8 +26,8 @@ from tunnels.session import Session
 AGAIN_S = 0.3  # from one try to the next, where the peer answered before
 LATER_S = 3.0  # where it never did
 GIVE_UP_S = 7.5  # a try
-# Between two dials of a peer through relays: what these carry for introductions alone is capped by
-# the dial, and must not become a way by being dialled again and again.
+# Between two dials of a peer through a relay that stood all the time: what those carry that make
+# introductions alone is capped by the dial, and must not become a way by dial after dial.
 RELAYED_AGAIN_S = 10.0
 GONE_AFTER_S = 1.0  # of refusals, wherever it listened
 # Of a relay's word that it is not there: it may be about to come back to a relay that restarted.
@@ -78,7 +78,9 @@ class Redialler:
         self._tell = tell
         self._known: dict[PeerId, tuple[Candidate, ...]] = {}
         self._reached: dict[PeerId, tuple[Candidate, ...]] = {}
-        self._relayed_s: dict[PeerId, float] = {}
+        self._relayed: dict[PeerId, tuple[PeerId, float]] = {}  # through whom, and when
+        self._relay_back = trio.Event()
+        self._outages: set[_Outage] = set()
         self._news = trio.Event()
         self._network_changes = 0
 
@@ -105,6 +107,7 @@ class Redialler:
     async def run(self, session: Session) -> None:
         """Until the session ends. A bug here ends the session, not the node."""
         try:
+            self._is_back(session.peer)
             async with trio.open_nursery() as nursery:
                 while not session.closed.is_set():
                     if session.suspected:
@@ -112,7 +115,7 @@ class Redialler:
                     else:
                         await session.wait_links_changed()
                 nursery.cancel_scope.cancel()
-            self._relayed_s.pop(session.peer, None)
+            self._relayed.pop(session.peer, None)
         except Exception:
             log.exception("dialling %s again failed", session.peer.short)
             session.end("internal error")
@@ -122,10 +125,15 @@ class Redialler:
         began_s = trio.current_time() - session.silence_s
         self._tell(SessionSilent(session))
         outage = _Outage(session, self._attempt_in_turn, self._adopt)
+        self._outages.add(outage)
         nursery.start_soon(self._dial, outage)
-        await session.wait_heard()
-        outage.end()
+        try:
+            await session.wait_heard()
+        finally:
+            self._outages.discard(outage)
+            outage.end()
         if not session.closed.is_set():
+            self._is_back(session.peer)
             self._tell(SessionBack(session, trio.current_time() - began_s))
 
     async def _dial(self, outage: _Outage) -> None:
@@ -145,10 +153,27 @@ class Redialler:
     async def _attempt_in_turn(self, peer: PeerId, place: Candidate) -> ProvenLink:
         if place.via is None:
             return await self._attempt(peer, place)
-        await trio.sleep_until(self._relayed_s.get(peer, -math.inf) + RELAYED_AGAIN_S)
+        while (turn_s := self._turn_s(peer)) > trio.current_time():
+            with trio.move_on_at(turn_s):
+                await self._relay_back.wait()
         proven = await self._attempt(peer, place)
-        self._relayed_s[peer] = trio.current_time()
+        self._relayed[peer] = (place.via, trio.current_time())
         return proven
+
+    def _turn_s(self, peer: PeerId) -> float:
+        """From when on it may be dialled through relays."""
+        return self._relayed[peer][1] + RELAYED_AGAIN_S if peer in self._relayed else -math.inf
+
+    def _is_back(self, relay: PeerId) -> None:
+        """Whoever is sought through it is so at once, if it is one: what it carried died with it,
+        or with the way to it. Dials under way go on: one of them may have brought it back."""
+        for peer in [peer for peer, (via, _) in self._relayed.items() if via == relay]:
+            del self._relayed[peer]
+        self._relay_back.set()
+        self._relay_back = trio.Event()
+        for outage in self._outages:
+            if outage.is_sought_through(relay):
+                outage.wake()
 
     def _stir(self) -> None:
         self._news.set()
@@ -216,11 +241,19 @@ class _Outage:
             await news.wait()
             nursery.cancel_scope.cancel()
 
-    def hurry(self) -> None:
-        """The network is another: begin each try anew, and now."""
+    def is_sought_through(self, relay: PeerId) -> bool:
+        return any(place.via == relay for place in self._places)
+
+    def wake(self) -> None:
+        """Where a try has failed, begin the next now."""
         if not self.is_over:
             self._hurry.set()
             self._hurry = trio.Event()
+
+    def hurry(self) -> None:
+        """The network is another: begin each try anew, and now."""
+        if not self.is_over:
+            self.wake()
             for scope in self._tries:
                 scope.cancel()
 

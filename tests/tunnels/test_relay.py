@@ -216,6 +216,24 @@ async def test_streams_survive_a_relay_that_restarts(clock: object) -> None:
         assert pair.alice.endpoint.session(session.peer) is session
 
 
+async def test_the_way_through_a_relay_is_back_with_it_however_often_it_restarts(
+    clock: object,
+) -> None:
+    async with two_nodes() as pair:
+        assert pair.rita is not None
+        pair.bob.endpoint.serve("echo", echo)
+        session = await pair.connect()
+        stream, rita = await session.open("echo"), pair.rita
+        for _ in range(3):
+            rita.stop()
+            await trio.sleep(2)
+            rita = await start_relay(pair.nursery, rita.host, "rita", port=4433)
+            await reach_through(rita, pair.alice, pair.bob)
+            with trio.fail_after(2):
+                await stream.send_all(b"hello")
+                assert await stream.receive_some() == b"hello"
+
+
 async def test_a_relay_that_falls_silent_is_given_up_like_any_peer(clock: object) -> None:
     async with two_nodes() as pair:
         session: Session = await pair.connect()
