@@ -3,7 +3,7 @@
 ===== ================ ===========================================================================
 code  class            meaning
 ===== ================ ===========================================================================
-0     (none)           all went well
+0     (none)           all went well; a node that was told to stop, and did
 1     `MeshError`      anything that has no code of its own
 2     `UsageError`     a bad option, a bad configuration, a layout that cannot be had
 3     `EngineError`    a missing compiler, a failed build, an engine process that failed
@@ -12,7 +12,7 @@ code  class            meaning
 6     `ModelError`     a model that is missing, truncated, unknown by name or not a GGUF file
 7     `ResourceError`  too little memory, a full disk
 8     `HomeError`      the home is in use by another node, or no node runs on it
-130   (none)           interrupted
+130   (none)           interrupted before it was done
 ===== ================ ===========================================================================
 
 Library code raises these; only `meshnode.cli` turns them into text and an exit status. `str(error)`
@@ -22,7 +22,8 @@ is the whole message: what failed, why, and what to do next. No secret is ever p
 import errno
 
 INTERRUPTED_EXIT_CODE = 130
-"""After Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+"""After Ctrl-C, as shells have it: 128 and the number of SIGINT. A node ends with 0 then: to run
+until it is told to stop is what it is for, and a service manager takes 130 for a failure."""
 
 
 class MeshError(Exception):

@@ -47,6 +47,7 @@ from meshnode.errors import UsageError
 from meshnode.node import Node
 from meshnode.state import Home, default_home
 from tunnels.link import LINK_KINDS
+from tunnels.transports import made_for
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -207,12 +208,13 @@ def _node_config(
         join_file=options["join_file"],
         join_text=invocation.join_text,
     )
-    listen = options["listen"]
+    listen, transports = options["listen"], parse_transports(options["transport"], LINK_KINDS)
+    _refuse_unused(options, transports)
     config = NodeConfig(
         home=options["home"],
         name=options["name"],
         listen=parse_address(listen, what="--listen") if listen else None,
-        transports=parse_transports(options["transport"], LINK_KINDS),
+        transports=transports,
         joins=joins,
         model_folders=options["models"],
         accept_wait_s=_accept_wait_s(options["wait_accept"]),
@@ -225,6 +227,22 @@ def _node_config(
         offline=options["offline"],
     )
     return config, bare_rpc
+
+
+def _refuse_unused(options: dict[str, Any], transports: tuple[str, ...]) -> None:
+    """What is asked for must not be left out in silence."""
+    made = made_for(frozenset(transports or LINK_KINDS))
+    named = f"--transport {options['transport']}"
+    if options["tcp"] and "tcp" not in made:
+        raise UsageError(
+            f"--tcp {options['tcp']} opens a port for TCP, which {named} leaves out: add tcp "
+            "there, or leave --tcp out"
+        )
+    if options["turn"] and "webrtc" not in made:
+        raise UsageError(
+            f"--turn is for WebRTC links, which {named} leaves out: add webrtc there, or leave "
+            "--turn out"
+        )
 
 
 def _accept_wait_s(given: str | None) -> int:

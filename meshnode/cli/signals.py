@@ -11,7 +11,8 @@ from meshnode.nurseries import bare_nursery
 
 
 async def run_until_signal(*tasks: Callable[[], Awaitable[object]]) -> None:
-    """Runs all tasks; SIGINT, SIGTERM, SIGHUP and the first of them to return end all of them."""
+    """Runs all tasks; SIGINT, SIGTERM, SIGHUP and the first of them to return end all of them.
+    That is no failure: the exit code is 0."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async with bare_nursery() as nursery:
 

@@ -20,7 +20,7 @@ import pytest
 from meshnode.control import ask_node
 from meshnode.errors import MeshError
 
-USAGE, NETWORK = 2, 4
+WELL, USAGE, NETWORK = 0, 2, 4
 PATIENCE_S = 150.0
 LOOK_AGAIN_S = 0.2
 
@@ -120,6 +120,14 @@ def test_it_lists_its_second_port_and_needs_no_engine(homes: list[Home], tmp_pat
         assert any("relays for the members" in one["text"] for one in rita.events())
 
 
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_node_that_is_told_to_stop_has_done_well(homes: list[Home], told: signal.Signals) -> None:
+    with homes[0].relay() as process:
+        until(homes[0].line_to_paste)
+        process.send_signal(told)
+        assert process.wait(PATIENCE_S) == WELL
+
+
 def test_a_port_in_use_is_told_in_a_sentence(homes: list[Home]) -> None:
     with taken_port() as port:
         finished = homes[0].run("relay", "--listen", "127.0.0.1:0", "--tcp", str(port))
@@ -151,6 +159,8 @@ def test_a_port_that_needs_root_is_told_with_the_remedy(homes: list[Home]) -> No
         (("--listen", "nowhere"), "HOST:PORT"),
         (("--model", "x.gguf"), "--model"),
         (("rpc=127.0.0.1:1",), "mesh serve"),
+        (("--transport", "quic", "--tcp", "80"), "leave --tcp out"),
+        (("--transport", "tcp,quic", "--turn", "turn:192.0.2.1,me"), "leave --turn out"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
