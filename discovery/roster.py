@@ -29,7 +29,7 @@ MAX_MEMBERS = 2048
 """Of more, the ones heard longest ago are dropped: a roster is kept in memory and on disk."""
 MAX_HEARSAY = MAX_MEMBERS // 2
 """Of so many, nobody new is taken from others' words: those would push out whom we have met."""
-MEMBER_LABEL = "mesh member 2"
+MEMBER_LABEL = "mesh member 3"
 MAX_NAME_CHARS = 64
 MAX_CANDIDATES = 32
 MAX_PAYLOAD_BYTES = 512
@@ -188,25 +188,16 @@ class Roster:
 
 
 def _spoken(place: Candidate) -> list[str | int]:
-    """A place as its member signs it."""
+    """A place as its member signs it, and as it is kept."""
     through = [] if place.via is None else [str(place.via)]
-    return [place.transport, place.host, place.port, *through]
+    return [place.transport, place.host, place.port, place.kind, *through]
 
 
 def _to_entry(member: Member) -> dict[str, Any]:
     return {
         "peer": str(member.peer),
         "name": member.name,
-        "candidates": [
-            [
-                candidate.transport,
-                candidate.host,
-                candidate.port,
-                candidate.kind,
-                *([] if candidate.via is None else [str(candidate.via)]),
-            ]
-            for candidate in member.candidates
-        ],
+        "candidates": [_spoken(candidate) for candidate in member.candidates],
         "payload": base64.b64encode(member.payload).decode("ascii"),
         "seq": member.seq,
         "last_seen": member.last_seen,

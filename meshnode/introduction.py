@@ -24,6 +24,7 @@ from tunnels.peer import KEY_BYTES, Candidate, PeerId
 MAX_NAME_CHARS = 64
 MAX_HELLO_GRANTS = 16
 MAX_CANDIDATES = 16
+MAX_KIND_CHARS = 16
 MAX_RECORDS = 12
 """Members in one message of 64 KiB: each has some 5 KB at most, and one most of the time."""
 PAGE_BYTES = 32 * 1024
@@ -53,16 +54,24 @@ def _is_number(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_kind(value: object) -> TypeGuard[str]:
+    """A word. Also one that we do not know: the member has signed it, and a later one may know
+    more."""
+    if not isinstance(value, str) or len(value) > MAX_KIND_CHARS:
+        return False
+    return value.isascii() and value.isalpha()
+
+
 def _parse_candidate_untrusted(row: object) -> Candidate:
-    if isinstance(row, list) and len(row) in (3, 4):
-        transport, host, port, *relay = row
-        texts = isinstance(transport, str) and isinstance(host, str)
+    if isinstance(row, list) and len(row) in (4, 5):
+        transport, host, port, kind, *relay = row
+        texts = isinstance(transport, str) and isinstance(host, str) and _is_kind(kind)
         if (
             texts and _is_number(port) and transport.isprintable() and host.isprintable()
         ):  # an IPv6 scope may hold all
             with contextlib.suppress(ValueError):
                 via = PeerId(relay[0] if isinstance(relay[0], bytes) else b"") if relay else None
-                return Candidate(transport[:MAX_NAME_CHARS], host, port, via=via)
+                return Candidate(transport[:MAX_NAME_CHARS], host, port, kind, via)
     raise BadMessage("the peer's introduction holds an address that is none")
 
 
@@ -118,7 +127,7 @@ def member_message(member: Member) -> dict[str, Any]:
 
 def _candidate_row(one: Candidate) -> list[str | int | bytes]:
     through = [] if one.via is None else [one.via.key]
-    return [one.transport, one.host, one.port, *through]
+    return [one.transport, one.host, one.port, one.kind, *through]
 
 
 def record_pages(records: Sequence[tuple[Member, Grant]]) -> list[dict[str, Any]]:

@@ -214,8 +214,9 @@ class _Outage:
                 continue
             addresses.add(_address(place))
             self._places[place] = place in reached
-            # A router's port, which is closed when the router forgets, is not its own.
-            is_straight = place.kind in ("host", "given") and place.host in hosts
+            # A router's port, which is closed when the router forgets, is not its own; one that
+            # somebody typed may be, and so may one of a kind that we do not know.
+            is_straight = place.kind == "host" and place.host in hosts
             if self._places[place] if place.via else is_straight:
                 self._own.add(place)
             yield place

@@ -115,6 +115,7 @@ def test_a_word_is_the_members_own_or_nobodys() -> None:
         replace(word, name="anna"),
         replace(word, seq=6),
         replace(word, candidates=HOME[:1]),
+        replace(word, candidates=(replace(HOME[0], kind="mapped"), *HOME[1:])),
         replace(word, candidates=(*HOME[:2], replace(HOME[2], via=ann.peer))),
         replace(word, candidates=(*HOME[:2], replace(HOME[2], via=None))),
         replace(word, payload=b""),

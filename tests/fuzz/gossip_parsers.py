@@ -28,7 +28,7 @@ PEERS = [PeerId(bytes([number]) * 32) for number in range(1, 9)]
 @functools.cache
 def records() -> tuple[bytes, ...]:
     places = (
-        Candidate("quic", "192.0.2.1", 4242),
+        Candidate("quic", "192.0.2.1", 4242, "mapped"),
         Candidate("relay", "2001:db8::1", 443, via=HOSTILE.peer),
     )
     said = Member(

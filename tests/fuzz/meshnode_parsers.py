@@ -107,9 +107,9 @@ HELLO = {
     "name": "a worker",
     "seq": 1_700_000_000_000,
     "candidates": [
-        ["quic", "192.0.2.1", 4242],
-        ["quic", "fe80::1%eth0", 4242],
-        ["relay", "192.0.2.9", 443, bytes(range(32))],
+        ["quic", "192.0.2.1", 4242, "mapped"],
+        ["quic", "fe80::1%eth0", 4242, "host"],
+        ["relay", "192.0.2.9", 443, "host", bytes(range(32))],
     ],
     "grants": grant_seeds()[:2],
 }
@@ -139,7 +139,8 @@ def run_introduction(data: bytes) -> object:
     message = parse_message_untrusted(data)
     grants = parse_grants_untrusted(message)
     member = parse_member_untrusted(HOSTILE.peer, message, NOW)
-    shown = (member.name, *(str(candidate) for candidate in member.candidates))
+    kinds = (candidate.kind for candidate in member.candidates)
+    shown = (member.name, *kinds, *(str(candidate) for candidate in member.candidates))
     check(all(text.isprintable() for text in shown), "what is shown is printable")
     check(all(len(text) < 400 for text in shown), "what is shown is short")
     return grants

@@ -73,7 +73,10 @@ async def connect(world: World, host: str, to: Address) -> FakeConnection:
         local = seen = (host, world.free_port())
         internet, at = world.internet, to
         if internet is not None:
-            seen, at = internet.connection(local, to) or (local, ("nowhere", 0))
+            way = internet.connection(local, to)
+            if way is None and internet.refuses(to) and not world.cut:
+                raise Refused("refused: no node listens on that port")
+            seen, at = way or (local, ("nowhere", 0))
         listener = world.listeners.get(at)
         through = not (
             world.cut

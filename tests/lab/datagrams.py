@@ -110,9 +110,7 @@ class World:
         if self.record:
             self.log.append((target, datagram))
         if target in self.refusing:
-            socket = self._sockets.get(sender)
-            if socket is not None and socket.on_unreachable is not None:
-                socket.on_unreachable(target, "refused: no node listens on that port")
+            self._refuse(sender, target)
             return
         source, network = sender, None
         if self.internet is not None:
@@ -129,7 +127,7 @@ class World:
                 self.lost += 1
                 continue
             takes_s = self.weather.delay_s + self.dice.random() * self.weather.jitter_s
-            land = partial(self._land, datagram, source, target, network)
+            land = partial(self._land, datagram, source, target, network, sender)
             self.later(trio.current_time() + takes_s, land)
 
     def bind(self, address: Address) -> FakeSocket:
@@ -173,13 +171,25 @@ class World:
             listener.move(address)
         host.changes.unpark_all()
 
+    def _refuse(self, sender: Address, target: Address) -> None:
+        socket = self._sockets.get(sender)
+        if socket is not None and socket.on_unreachable is not None:
+            socket.on_unreachable(target, "refused: no node listens on that port")
+
     def _land(
-        self, datagram: bytes, sender: Address, target: Address, network: Network | None
+        self,
+        datagram: bytes,
+        sender: Address,
+        target: Address,
+        network: Network | None,
+        origin: Address,
     ) -> None:
         insides = {outside: inside for inside, outside in self.seen_as.items()}
         lands_at: Address | None = insides.get(target, target)
         if self.internet is not None and network is not None:
             lands_at = self.internet.descend(sender, target, network)
+            if lands_at is None and not self.cut and self.internet.refuses(target):
+                self._refuse(origin, target)
         unasked = target[0] in self.hidden and (target, sender) not in self._asked
         if self.cut or lands_at is None or unasked or {sender[0], target[0]} & self.without_udp:
             self.lost += 1

@@ -66,13 +66,17 @@ class Memory:
 @dataclass
 class Router:
     """address: its own on the network above. hairpin: turns back what its own network sends to
-    that address. blocks_udp: nothing of UDP passes, TCP does."""
+    that address. blocks_udp: nothing of UDP passes, TCP does. rejects: what it does not let in, it
+    answers with an error, where others drop it. forwards: where ports lead that a host inside has
+    asked for, of UDP and TCP alike."""
 
     address: str
     kind: Kind
     hairpin: bool = False
     timeout_s: float = TIMEOUT_S
     blocks_udp: bool = False
+    rejects: bool = False
+    forwards: dict[int, Address] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._ports: dict[Hashable, int] = {}  # of a mapping
@@ -93,6 +97,11 @@ class Router:
         self.rebind()
         self._keeps_ports = True
 
+    def restart(self) -> None:
+        """What hosts had it forward is forgotten as well, until they ask again."""
+        self.rebind()
+        self.forwards.clear()
+
     # --- out ----------------------------------------------------------------------------
 
     def outbound(self, source: Address, target: Address) -> Address | None:
@@ -102,6 +111,9 @@ class Router:
         if self.kind is Kind.FIREWALL or ":" in source[0]:
             self._alive.touch((source, target))
             return source
+        for port, inside in self.forwards.items():
+            if inside == source:
+                return self.address, port
         mapping = (source, self._remote(target))
         if mapping not in self._alive:
             self._let_go(mapping)
@@ -146,6 +158,8 @@ class Router:
         if self.kind is Kind.FIREWALL or ":" in target[0]:
             return target if (target, source) in self._alive else None
         port = target[1]
+        if port in self.forwards:
+            return self.forwards[port]
         remote = self._remote(source)
         inside = self._inside.get((port, remote))
         mapping = (inside, remote)
@@ -268,6 +282,11 @@ class Internet:
             return None
         return first, target[1]
 
+    def refuses(self, target: Address) -> bool:
+        """Whether a router says so where it does not let in what is for it."""
+        below = self.top.way_down_to(target[0])
+        return below is not None and below.router is not None and below.router.rejects
+
     def _speaking(self, sender: Address, to: str) -> Address | None:
         """The sender's address of the target's family."""
         family = self._family.get(sender[0], (sender[0],))
@@ -288,6 +307,9 @@ class Internet:
             if network.router.kind is not Kind.FIREWALL and ":" not in source[0]:
                 source = (network.router.address, self.world.free_port())
             network = network.above
+        below = network.way_down_to(target[0])
+        if below is not None and below.router is not None and target[1] in below.router.forwards:
+            target, network = below.router.forwards[target[1]], below
         if target[0] not in network.hosts or self._family[target[0]][0] in self.stealthy:
             return None
         return source, (self._family[target[0]][0], target[1])

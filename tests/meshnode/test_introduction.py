@@ -16,6 +16,7 @@ from meshnode.errors import BadMessage
 from meshnode.introduction import (
     MAX_CANDIDATES,
     MAX_HELLO_GRANTS,
+    MAX_KIND_CHARS,
     MAX_NAME_CHARS,
     MAX_RECORDS,
     member_message,
@@ -32,7 +33,7 @@ from tunnels.peer import Candidate, PeerId
 
 ANN = PeerId(bytes(32))
 NEAR = b"8 bytes!"
-PLACE = ["quic", "fe80::1%eth0", 4433]
+PLACE = ["quic", "fe80::1%eth0", 4433, "host"]
 
 
 def said(**changes: object) -> dict[str, object]:
@@ -51,6 +52,19 @@ def test_a_way_through_a_relay_is_kept() -> None:
     assert parse_member_untrusted(ANN, cbor2.loads(cbor2.dumps(member_message(word))), 7) == word
 
 
+@pytest.mark.parametrize("kind", ["host", "mapped", "reflexive", "given", "ofalatermesh"])
+def test_where_a_members_address_comes_from_is_kept_and_signed(kind: str) -> None:
+    """That a router's port is closed says nothing of the member."""
+    ann = Identity.generate()
+    place = Candidate("quic", "203.0.113.9", 40000, kind)
+    word = Member(ann.peer, "ann", (place,), seq=5, last_seen=7).signed(ann.sign)
+    told = cbor2.loads(cbor2.dumps(member_message(word)))
+    assert parse_member_untrusted(ann.peer, told, 7).candidates == (place,)
+    assert parse_member_untrusted(ann.peer, told, 7).is_signed()
+    told["candidates"][0][3] = "host" if kind != "host" else "mapped"
+    assert not parse_member_untrusted(ann.peer, told, 7).is_signed()
+
+
 def test_a_name_is_made_fit_to_be_shown() -> None:
     assert parse_member_untrusted(ANN, said(name="\x1b[2Jann"), 0).name == "[2Jann"
     assert parse_member_untrusted(ANN, said(name="\x1b"), 0).name == ANN.short
@@ -60,15 +74,21 @@ def test_a_name_is_made_fit_to_be_shown() -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        ["quic", "fe80::1%\x1b[2J", 4433],
-        ["\x1b[2J", "11.0.0.1", 4433],
-        ["quic", 7, 4433],
-        ["quic", "11.0.0.1", True],
-        ["quic", "nowhere", 4433],
-        ["quic", "11.0.0.1"],
-        ["relay", "11.0.0.1", 4433, b"short"],
-        ["relay", "11.0.0.1", 4433, "r" * 32],
-        ["relay", "11.0.0.1", 4433, bytes(32), 1],
+        ["quic", "fe80::1%\x1b[2J", 4433, "host"],
+        ["\x1b[2J", "11.0.0.1", 4433, "host"],
+        ["quic", 7, 4433, "host"],
+        ["quic", "11.0.0.1", True, "host"],
+        ["quic", "nowhere", 4433, "host"],
+        ["quic", "11.0.0.1", 4433],
+        ["quic", "11.0.0.1", 4433, 7],
+        ["quic", "11.0.0.1", 4433, ""],
+        ["quic", "11.0.0.1", 4433, "\x1b[2J"],
+        ["quic", "11.0.0.1", 4433, "h\u00f6st"],
+        ["quic", "11.0.0.1", 4433, "k" * (MAX_KIND_CHARS + 1)],
+        ["relay", "11.0.0.1", 4433, bytes(32)],
+        ["relay", "11.0.0.1", 4433, "host", b"short"],
+        ["relay", "11.0.0.1", 4433, "host", "r" * 32],
+        ["relay", "11.0.0.1", 4433, "host", bytes(32), 1],
         "quic",
     ],
 )
@@ -176,7 +196,7 @@ def test_what_a_record_says_besides_is_read() -> None:
         {"distances": [[NEAR, 10**30]]},
         {"distances": [[NEAR, False]]},
         {"seq": True},
-        {"candidates": [["quic", "192.0.2.1", True]]},
+        {"candidates": [["quic", "192.0.2.1", True, "host"]]},
     ],
 )
 def test_what_a_record_says_in_another_shape_is_refused(changes: dict[str, object]) -> None:
@@ -185,7 +205,8 @@ def test_what_a_record_says_in_another_shape_is_refused(changes: dict[str, objec
 
 
 def test_a_page_of_the_largest_records_is_one_message() -> None:
-    place = ["r" * MAX_NAME_CHARS, "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", 65535, bytes(32)]
+    far = "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"
+    place = ["r" * MAX_NAME_CHARS, far, 65535, "k" * MAX_KIND_CHARS, bytes(32)]
     largest = record(
         name="n" * MAX_NAME_CHARS,
         candidates=[place] * MAX_CANDIDATES,
