@@ -8,7 +8,9 @@ who are connected, who pass it on.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import trio
 
@@ -25,7 +27,18 @@ log = logging.getLogger(__name__)
 MAX_RELAYS = 2
 MAX_INTRODUCERS = 2
 LOOK_AGAIN_S = 10.0  # a session may have found a straight link meanwhile
-TRY_AGAIN_S = 5.0  # after a relay has refused
+FIRST_PAUSE_S = 5.0  # after a relay has refused, and twice as long each time
+LAST_PAUSE_S = 60.0
+REMEMBERED_S = 600.0  # that it did
+PROVEN_AFTER_S = 60.0  # of having us: what it refused before is forgotten
+
+
+@dataclass(frozen=True)
+class _Pause:
+    """Of a relay that failed us. length_s: of this one."""
+
+    until_s: float
+    length_s: float
 
 
 class Reserving:
@@ -35,23 +48,32 @@ class Reserving:
         self._endpoint = endpoint
         self._membership = membership
         self._holding: dict[PeerId, trio.CancelScope] = {}
-        self._not_before_s: dict[PeerId, float] = {}
+        self._pauses: dict[PeerId, _Pause] = {}
+        self._woken = trio.Event()
 
     async def run(self) -> None:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow_membership)
             while True:
-                changed = self._membership.changed
+                woken = self._woken = trio.Event()
+                self._forget_old_pauses()
                 chosen = self._choose()
                 for peer, scope in self._holding.items():
                     if peer not in chosen:
                         scope.cancel()
                 for peer, session in chosen.items():
-                    if peer not in self._holding and self._may_ask(peer):
+                    if peer not in self._holding:
                         scope = self._holding[peer] = trio.CancelScope()
                         nursery.start_soon(self._hold, session, scope)
                 with trio.move_on_after(LOOK_AGAIN_S):
-                    await changed.wait()
+                    await woken.wait()
+
+    async def _follow_membership(self) -> None:
+        while True:
+            changed = self._membership.changed
+            self._woken.set()
+            await changed.wait()
 
     # -- at whom ------------------------------------------------------------------------------
 
@@ -63,7 +85,7 @@ class Reserving:
             best = None if session is None else session.best_link
             if session is None or member is None or best is None or not known.introduced:
                 continue
-            if known.parting or best.kind == KIND:
+            if known.parting or best.kind == KIND or self._pauses_s(known.peer) > 0:
                 continue
             says_so = RELAYS_FOR_OTHERS in member.roles
             if says_so or relays_for_others(member.candidates, known.peer):
@@ -74,34 +96,56 @@ class Reserving:
         return {session.peer: session for session in best_ones}
 
     def _best(self, sessions: Sequence[Session], count: int) -> list[Session]:
-        """Those that we have stay: every change is told to all."""
+        """Those that have us stay: every change is told to all. Who was asked and says nothing has
+        no such claim, and who failed us comes last: anyone may call itself a relay."""
+        agreed = {one.relay for one in self._endpoint.relaying.reservations()}
 
-        def preference(session: Session) -> tuple[bool, float]:
-            return session.peer not in self._holding, session.rtt_s or 1.0
+        def preference(session: Session) -> tuple[bool, bool, float, float]:
+            peer = session.peer
+            pause = self._pauses.get(peer)
+            failed_s = 0.0 if pause is None else pause.length_s
+            return peer not in agreed, peer not in self._holding, failed_s, session.rtt_s or 1.0
 
         return sorted(sessions, key=preference)[:count]
 
-    def _may_ask(self, peer: PeerId) -> bool:
-        return trio.current_time() >= self._not_before_s.get(peer, 0.0)
+    def _pauses_s(self, peer: PeerId) -> float:
+        """How long it is not asked."""
+        pause = self._pauses.get(peer)
+        return 0.0 if pause is None else pause.until_s - trio.current_time()
+
+    def _forget_old_pauses(self) -> None:
+        for peer in [one for one in self._pauses if self._pauses_s(one) < -REMEMBERED_S]:
+            del self._pauses[peer]
 
     # -- holding ------------------------------------------------------------------------------
 
     async def _hold(self, session: Session, scope: trio.CancelScope) -> None:
-        peer = session.peer
+        peer, agreed_s = session.peer, math.inf
+
+        def agreed(held: Reservation) -> None:
+            nonlocal agreed_s
+            agreed_s = trio.current_time()
+            log.info("reachable through %s: %s", peer.short, held.carries.name.lower())
+            self._endpoint.tell_candidates_changed()
+
         try:
             with scope:
-                await self._endpoint.relaying.reserve(session, self._places(session), self._tell)
+                await self._endpoint.relaying.reserve(session, self._places(session), agreed)
         except TunnelError as error:
             log.info("%s cannot be reserved at: %s", peer.short, error)
         finally:
             del self._holding[peer]
-            self._not_before_s[peer] = trio.current_time() + TRY_AGAIN_S
+            if not scope.cancelled_caught:
+                self._pause(peer, held_s=trio.current_time() - agreed_s)
             self._endpoint.tell_candidates_changed()
+            self._woken.set()
 
-    def _tell(self, held: Reservation) -> None:
-        log.info("reachable through %s: %s", held.relay.short, held.carries.name.lower())
-        self._not_before_s.pop(held.relay, None)
-        self._endpoint.tell_candidates_changed()
+    def _pause(self, peer: PeerId, held_s: float) -> None:
+        before = self._pauses.get(peer)
+        length_s = FIRST_PAUSE_S
+        if before is not None and held_s < PROVEN_AFTER_S:
+            length_s = min(2 * before.length_s, LAST_PAUSE_S)
+        self._pauses[peer] = _Pause(trio.current_time() + length_s, length_s)
 
     def _places(self, session: Session) -> list[Candidate]:
         """Where others may reach the relay: where we have, and at its other ports there, which a

@@ -48,6 +48,7 @@ from tunnels.tcp_transport import TcpTransport, Way
 LEGS = ("tcp", "quic")  # kinds of links to a relay
 MAX_PLACES = 3  # of a relay, that we list as ways to us
 MAX_KNOWN = 64  # relays whose places are remembered
+AGREES_WITHIN_S = 5.0
 MAX_ARRIVALS = 64  # joined to us and not yet looked at
 
 ARRIVING = ServiceLimits(
@@ -214,7 +215,11 @@ class RelayTransport(TcpTransport):
         if is_relayed(session):
             raise TunnelError("the relay itself is reached through a relay")
         async with await session.open(RESERVE) as stream:
-            carries = parse_carries_untrusted(await stream.receive_some(1))
+            try:
+                with trio.fail_after(AGREES_WITHIN_S):
+                    carries = parse_carries_untrusted(await stream.receive_some(1))
+            except trio.TooSlowError:
+                raise TunnelError("it does not say whether it carries anything") from None
             ways = [replace(one, transport=KIND, via=relay) for one in places]
             held = Reservation(relay, tuple(dict.fromkeys(ways))[:MAX_PLACES], carries)
             self._held[relay] = held

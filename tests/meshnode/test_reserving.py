@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 
 from discovery.grants import Role
@@ -13,7 +14,8 @@ from discovery.token import encode, parse_untrusted
 from meshnode.whereabouts import Whereabouts
 from tests.lab.datagrams import World
 from tests.lab.parties import Party, party, recorded_messages, run_all, world_of_parties
-from tunnels.relay import Carries
+from tunnels import PeerId, Stream
+from tunnels.relay import RESERVE, RESERVING, Carries
 from tunnels.relay_caps import Standing
 
 
@@ -173,3 +175,41 @@ async def test_a_member_by_the_role_of_a_relay_carries_for_the_others(
             assert [reservation.relay for reservation in held] == [rhea.peer]
         assert ann.knows(ben)
         assert not founder.lets_in(rhea), "it carries, and opens nothing"
+
+
+@pytest.mark.parametrize("how", ["silent", "fickle"])
+async def test_members_that_call_themselves_relays_do_not_keep_the_honest_one_out(
+    how: str, tmp_path: Path, autojump_clock: object
+) -> None:
+    """There are more of them than a member has reservations, and they are asked first."""
+    asked: list[tuple[PeerId, float]] = []
+
+    async def hold_up(stream: Stream) -> None:
+        asked.append((stream.peer, trio.current_time()))
+        if how == "silent":
+            await trio.sleep_forever()
+        await stream.send_all(bytes((Carries.TRAFFIC.value,)))
+        await stream.send_eof()
+
+    async with apart(tmp_path) as (world, rita, ann, ben), AsyncExitStack() as stack:
+        for number in range(3):
+            host = world.host(f"11.0.0.{20 + number}")
+            liar = await stack.enter_async_context(
+                party(tmp_path, host, f"liar{number}", carries=Carries.TRAFFIC)
+            )
+            liar.endpoint.serve(RESERVE, hold_up, RESERVING)
+            run(liar)
+            await liar.connections.join(rita.invite())
+        await ann.connections.join(rita.invite())
+        await trio.sleep(1)
+        ann.session(rita).end("so that the others are asked first")
+        await trio.sleep(60)
+        times = [when_s for asker, when_s in asked if asker == ann.peer]
+        assert len(times) >= 3
+        assert rita.peer in [one.relay for one in ann.endpoint.relaying.reservations()]
+        await trio.sleep(240)
+        assert rita.peer in [one.relay for one in ann.endpoint.relaying.reservations()]
+        times = [when_s for asker, when_s in asked if asker == ann.peer]
+        assert len([one for one in times if one > trio.current_time() - 120]) <= 3 * 120 / 60
+        await ben.connections.join(ann.invite(mesh=rita.mesh))
+        assert ben.knows(ann)

@@ -13,9 +13,10 @@ import trio.testing
 from tests.lab.nodes import Pair, echo, identity, reach_through, start_node, two_nodes
 from tests.lab.relays import relay_of, takes
 from tests.tunnels.conftest import over_a_relay
-from tunnels import DialFailed, Stream
-from tunnels.relay import JOINING, RELAY, RELAYED, Relay
+from tunnels import DialFailed, Stream, TunnelError
+from tunnels.relay import JOINING, RELAY, RELAYED, RESERVE, RESERVING, Relay
 from tunnels.relay_caps import MIB, Carriage
+from tunnels.relay_transport import AGREES_WITHIN_S
 
 pytestmark = [pytest.mark.usefixtures("link_kind"), over_a_relay]
 
@@ -137,3 +138,23 @@ async def test_a_relay_that_joins_us_to_somebody_else_is_told_of_and_not_believe
             await pair.connect()
         assert pair.guests() == []
         assert identity("rita").peer.short in caplog.text
+
+
+async def test_a_relay_that_does_not_say_whether_it_agrees_is_not_waited_for(
+    clock: object,
+) -> None:
+    async def say_nothing(stream: Stream) -> None:
+        await trio.sleep_forever()
+
+    async with two_nodes() as pair:
+        assert pair.rita is not None
+        rita = pair.rita.endpoint
+        rita.serve(RESERVE, say_nothing, RESERVING)
+        alice = pair.alice.endpoint
+        session = alice.session(rita.peer)
+        assert session is not None
+        began_s = trio.current_time()
+        with pytest.raises(TunnelError, match="does not say whether"):
+            await alice.relaying.reserve(session, rita.candidates())
+        assert trio.current_time() - began_s <= AGREES_WITHIN_S + 1
+        assert not session.closed.is_set()
