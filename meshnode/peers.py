@@ -144,6 +144,7 @@ class Peers:
             "peer": str(peer),
             "member": self._membership.is_introduced(peer),
             "suspected": session.suspected,
+            "silent_s": round(session.silence_s, 1) if session.suspected else None,
             **{key: used.get(key) for key in _OF_LINK_IN_USE},
             "bytes_in": stats.bytes_in,
             "bytes_out": stats.bytes_out,
@@ -181,6 +182,7 @@ def _link_row(link: LinkStats, since: int) -> dict[str, Any]:
     return {
         **_path_row(link),
         "dialled_here": link.dialled_here,
+        "suspected": link.suspected,
         "rtt_ms": _ms(link.rtt_s),
         "smoothed_rtt_ms": _ms(link.smoothed_rtt_s),
         "jitter_ms": _ms(link.jitter_s),

@@ -53,7 +53,7 @@ def _link_cells(row: Row, now: float) -> tuple[str, ...]:
     return (
         row["link"] or "-",
         row["address"] or "-",
-        path_text(row),
+        _path_cell(row),
         ms_text(row["smoothed_rtt_ms"]),
         ms_text(row["jitter_ms"]),
         loss_text(row["loss"]),
@@ -61,6 +61,15 @@ def _link_cells(row: Row, now: float) -> tuple[str, ...]:
         bytes_text(row["bytes_out"]),
         duration_text(now - row["since"]),
     )
+
+
+def _path_cell(row: Row) -> str:
+    """Figures of a path are of when it was heard: of one that is silent that is said with it."""
+    if not row["suspected"]:
+        return path_text(row)
+    silent_s = row.get("silent_s")  # of the peer, over all links
+    silence = "silent" if silent_s is None else f"silent for {silent_s:.0f} s"
+    return f"{path_text(row)}, {silence}" if row["link"] else silence
 
 
 @click.command()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import trio
 
 from meshnode.demo.nodes import NodeProcess
 from tests.e2e.conftest import Mesh, World
@@ -24,14 +27,14 @@ def commands(mesh: Mesh, world: World) -> Commands:
 
 @asynccontextmanager
 async def two_nodes(world: World, commands: Commands) -> AsyncIterator[NodeProcess]:
-    """founder and guest, connected."""
+    """founder and guest, connected; the guest."""
     async with world.worker(name="founder") as founder:
         await founder.wait_event("node")
         join = await commands.join_file("founder")
         async with world.worker(join, name="guest") as guest:
             await guest.wait_event("peer", containing="founder")
             await founder.wait_event("peer", containing="guest")
-            yield founder
+            yield guest
 
 
 async def test_connected_nodes_show_their_path_and_answer_pings(
@@ -39,6 +42,28 @@ async def test_connected_nodes_show_their_path_and_answer_pings(
 ) -> None:
     async with two_nodes(world, commands):
         await check_answers(commands)
+
+
+async def test_a_peer_that_is_stopped_is_shown_as_silent_until_it_goes_on(
+    world: World, commands: Commands
+) -> None:
+    async def until(silent: bool) -> None:
+        with trio.fail_after(90):
+            while True:
+                listed = (await commands.run("founder", "peers")).stdout
+                [row] = (await commands.json("founder", "status"))["peers"]
+                if row["suspected"] == ("silent for " in listed) == silent:
+                    assert (row["silent_s"] is not None) == silent
+                    return
+
+    async with two_nodes(world, commands) as guest:
+        await until(silent=False)
+        os.kill(guest.pid, signal.SIGSTOP)
+        try:
+            await until(silent=True)
+        finally:
+            os.kill(guest.pid, signal.SIGCONT)
+        await until(silent=False)
 
 
 async def check_answers(commands: Commands) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -153,6 +154,7 @@ async def test_the_rows_are_what_a_program_needs(tmp_path: Path, autojump_clock:
         await trio.sleep(A_WHILE_S)
         [row] = json.loads(json.dumps(await desk(ann).answer_peers({})))["peers"]
         assert (row["name"], row["member"], row["suspected"]) == ("bob", True, False)
+        assert row["silent_s"] is None
         assert row["link"] in ("quic", "tcp")
         assert row["relayed"] is False
         assert row["rtt_ms"] == pytest.approx(20, abs=2)
@@ -160,6 +162,31 @@ async def test_the_rows_are_what_a_program_needs(tmp_path: Path, autojump_clock:
         assert ann.wall() - row["since"] == pytest.approx(A_WHILE_S + 5, abs=3)
         assert row["links"][0]["address"] == row["address"]
         assert row["bytes_in"] >= row["links"][0]["bytes_in"] > 1000
+
+
+async def test_a_peer_that_is_not_heard_is_told_as_silent_until_it_is(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async def seen() -> tuple[dict[str, Any], str]:
+        answer = json.loads(json.dumps(await desk(ann).answer_peers({})))["peers"]
+        return answer[0], commands._peers_text(answer, ann.wall())
+
+    async with members(tmp_path, "ann", "bob") as (ann, _bob):
+        world = ann.endpoint._network.world  # type: ignore[attr-defined]
+        row, text = await seen()
+        assert "direct  " in text
+        world.cut = True
+        await trio.sleep(30)
+        row, text = await seen()
+        assert row["suspected"]
+        assert 29 <= row["silent_s"] <= 41
+        assert all(link["suspected"] for link in row["links"])
+        assert f"silent for {row['silent_s']:.0f} s" in text
+        world.cut = False
+        await trio.sleep(5)
+        row, text = await seen()
+        assert not row["suspected"]
+        assert "silent" not in text
 
 
 # -- changes of path --------------------------------------------------------------------------
@@ -214,6 +241,7 @@ ROW = {
     "link": "quic",
     "address": "192.0.2.7:4433",
     "relayed": False,
+    "suspected": False,
     "smoothed_rtt_ms": 12.34,
     "jitter_ms": 0.5,
     "loss": 0.0123,
@@ -232,6 +260,14 @@ def test_a_line_for_the_link_in_use_and_one_for_each_that_stands_by() -> None:
     assert re.split("  +", first) == [*cells, "1.2%", "2.0 MiB", "0.5 KiB", "2 h 0 min"]
     assert second.split()[:3] == ["relay", "192.0.2.7:4433", "relayed"]
     assert "1 h 10 min" in second
+
+
+def test_a_link_and_a_peer_that_are_silent_are_shown_as_such() -> None:
+    silent = {**ROW, "suspected": True}
+    text = commands._peers_text([{**ROW, "links": [ROW, silent]}], now=1000)
+    assert [line.count("direct, silent ") for line in text.splitlines()] == [0, 0, 1]
+    text = commands._peers_text([{**silent, "silent_s": 6.2, "links": [silent]}], now=1000)
+    assert "direct, silent for 6 s " in text
 
 
 def test_a_peer_without_a_path_and_a_stranger_are_shown_as_such() -> None:
