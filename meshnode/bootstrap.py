@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import trio
@@ -9,13 +10,15 @@ import trio
 from discovery.grants import GRANTABLE, Role
 from discovery.token import Token
 from meshnode.crash_points import reached
-from meshnode.dialling import JOIN_TIMEOUT_S, Introduce
+from meshnode.dialling import FIRST_RETRY_S, JOIN_TIMEOUT_S, LAST_RETRY_S, Introduce
 from meshnode.errors import AccessError, MeshError, NetworkError
 from meshnode.events import Emit, Event, Kind
 from meshnode.joining import Joining
 from meshnode.membership import Membership
 from meshnode.replies import Replies
 from tunnels import DialFailed, Endpoint, Session, TunnelError
+
+log = logging.getLogger(__name__)
 
 
 class Bootstrap:
@@ -37,16 +40,22 @@ class Bootstrap:
         self._introduce = introduce
         self._emit = emit
 
-    async def join_all(self, joins: Sequence[Token]) -> None:
+    async def join_all(self, joins: Sequence[Token], later: trio.Nursery) -> None:
         """All at once. One dead invite does not hold up the others: it is a warning. Raises what
-        `join` does when not one of them leads anywhere."""
+        `join` does when not one of them leads anywhere. later: for inviters that are away while
+        this node is a member already; both may have been started again, and which one was first is
+        nobody's fault."""
         failures: list[MeshError] = []
 
         async def join(token: Token) -> None:
             try:
                 await self.join(token)
             except MeshError as error:
-                failures.append(error)
+                if isinstance(error, NetworkError) and self._membership.role_in(token.mesh):
+                    self._tell_going_on(token, error)
+                    later.start_soon(self._join_later, token)
+                else:
+                    failures.append(error)
 
         async with trio.open_nursery() as nursery:
             for token in joins:
@@ -56,8 +65,25 @@ class Bootstrap:
         for failure in failures:
             self._emit(Event(Kind.WARNING, f"{failure}; going on with the other invites"))
 
-    async def join(self, token: Token) -> None:
-        """Raises `AccessError` (the invite) or `NetworkError` (the way to the inviter)."""
+    async def _join_later(self, token: Token) -> None:
+        """After pauses that grow, until it leads somewhere or is refused."""
+        pause_s = FIRST_RETRY_S
+        while True:
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LAST_RETRY_S)
+            try:
+                await self.join(token, by_code=False)
+            except NetworkError as error:
+                log.info("%s", error)
+            except MeshError as error:
+                self._emit(Event(Kind.WARNING, str(error)))
+                return
+            else:
+                return
+
+    async def join(self, token: Token, *, by_code: bool = True) -> None:
+        """by_code: where packets vanish, a reply code may be shown. Raises `AccessError` (the
+        invite) or `NetworkError` (the way to the inviter)."""
         if token.inviter == self._endpoint.peer:
             raise AccessError(
                 "this invite was made by this very node: paste it on another machine, "
@@ -72,7 +98,7 @@ class Bootstrap:
         if role is not None and has_more and role is not token.role and not expired:
             self._tell_kept_role(token, role)
         try:
-            session = await self._reach_inviter(token)
+            session = await self._reach_inviter(token, by_code)
             with trio.fail_after(JOIN_TIMEOUT_S):
                 if redeems:
                     await self._joining.redeem(session, token)
@@ -86,18 +112,23 @@ class Bootstrap:
                 f"in {JOIN_TIMEOUT_S:.0f} s; try again, or restart it"
             ) from None
 
-    async def _reach_inviter(self, token: Token) -> Session:
+    async def _reach_inviter(self, token: Token, by_code: bool) -> Session:
         """Raises `TunnelError`. Where packets vanish, a reply code may help (replies.py)."""
         try:
             with trio.fail_after(JOIN_TIMEOUT_S):
                 return await self._endpoint.connect(token.inviter, token.candidates)
         except DialFailed as error:
             unheard = any(one.transport == "quic" for one in error.unheard)
-            if not (unheard and self._replies.wait_s):
+            if not (by_code and unheard and self._replies.wait_s):
                 raise
         heard_at = await self._replies.call_back(token)
         with trio.fail_after(JOIN_TIMEOUT_S):
             return await self._endpoint.connect(token.inviter, [heard_at])
+
+    def _tell_going_on(self, token: Token, error: NetworkError) -> None:
+        name = self._membership.mesh_name(token.mesh)
+        text = f"{error}; this node is in {name} already: it goes on, and tries again"
+        self._emit(Event(Kind.WARNING, text))
 
     def _tell_kept_role(self, token: Token, role: Role) -> None:
         name = self._membership.mesh_name(token.mesh)

@@ -107,7 +107,7 @@ class Connections:
             nursery.start_soon(self.hearsay.run)
             nursery.start_soon(self.reserving.run)
             async with trio.open_nursery() as first_round:
-                first_round.start_soon(self._bootstrap.join_all, joins)
+                first_round.start_soon(self._bootstrap.join_all, joins, nursery)
                 first_round.start_soon(self.look_around)
                 for peer in self.circle.wanted():
                     first_round.start_soon(self.dialling.try_member, peer)

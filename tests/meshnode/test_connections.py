@@ -12,12 +12,19 @@ import trio.testing
 from discovery.grants import Role, issue_root, parse_grant_untrusted
 from discovery.roster import MEMBER_LIFETIME_S
 from meshnode import membership
-from meshnode.errors import AccessError
+from meshnode.errors import AccessError, NetworkError
 from meshnode.membership import Membership
 from meshnode.messages import MessageStream
 from meshnode.state import Home
 from meshnode.strangers import STRANGER_TIMEOUT_S
-from tests.lab.parties import Party, Sent, parties, recorded_messages
+from tests.lab.parties import (
+    Party,
+    Sent,
+    parties,
+    party,
+    recorded_messages,
+    world_of_parties,
+)
 from tunnels import Endpoint, Identity, Stream, StreamReset
 
 Clock = trio.testing.MockClock
@@ -150,6 +157,41 @@ async def test_only_grants_of_shared_meshes_are_shown(
             await trio.sleep(1)
         assert meshes_shown(sent, bob) == {bob.mesh}
         assert bob.knows(alice)
+
+
+@pytest.mark.parametrize("introduced", [True, False], ids=["introduced", "killed before that"])
+async def test_a_member_that_is_started_before_its_inviter_waits_for_it(
+    tmp_path: Path, autojump_clock: Clock, introduced: bool
+) -> None:
+    async with parties(tmp_path, "alice", "bob") as (alice, bob):
+        token = bob.invite()
+        if introduced:
+            await alice.connections.join(token)
+        else:
+            await alice.connections.joining.redeem(await alice.dial(bob), token)
+    async with (
+        world_of_parties() as world,
+        party(tmp_path, world.host("11.0.0.1"), "alice") as alice,
+    ):
+        alice.nursery.start_soon(alice.connections.run, (token,))
+        with trio.fail_after(60):
+            await alice.connections.settled.wait()
+        assert "already: it goes on, and tries again" in alice.warnings()
+        async with party(tmp_path, world.host("11.0.0.2"), "bob") as bob:
+            bob.run_connections()
+            await trio.sleep(60)
+            assert alice.knows(bob)
+            assert bob.knows(alice)
+
+
+async def test_whoever_is_no_member_yet_is_told_at_once_that_its_inviter_is_away(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    async with parties(tmp_path, "bob") as (bob,):
+        token = bob.invite()
+    async with parties(tmp_path, "alice") as (alice,):
+        with pytest.RaisesGroup(NetworkError, flatten_subgroups=True):
+            await alice.connections.run((token,))
 
 
 async def test_a_worker_becomes_a_peer_by_another_invite(
