@@ -66,7 +66,7 @@ async def run(net: Internet, cells: list[Cell], options: argparse.Namespace) -> 
             save(known)
             report.write(known)
 
-    known, seen, name = load(), dict[str, Seen](), this_run()
+    known, seen, name = load(), dict[str, Seen](), this_run(options.at_once)
     with tempfile.TemporaryDirectory(prefix="mesh-netlab-") as scratch:
         async with (
             open_stations(net, Path(options.logs or scratch)) as stations,

@@ -52,10 +52,10 @@ def summed(cell: Cell, tries: Sequence[Try], run: str = "") -> Seen:
     )
 
 
-def this_run() -> str:
-    """When it began, and at which commit: a run of some cells leaves the others' rows as they are,
-    so that those of many stand side by side."""
-    began = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+def this_run(at_once: int) -> str:
+    """When it began, how many cells at a time, and at which commit: a run of some cells leaves the
+    others' rows as they are, so that those of many stand side by side."""
+    began = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {at_once} at once"
     try:
         commit = _git("rev-parse", "--short", "HEAD")
         changes = _git("status", "--porcelain", "--", "tunnels", "discovery")

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import require
 from tests.netlab import report
 from tests.netlab.expected import CELLS, Outcome
-from tests.netlab.seen import Seen, summed
+from tests.netlab.seen import Seen, load, summed
 from tests.netlab.servers import can_run
 from tests.netlab.stations import open_stations
 from tests.netlab.topology import internet
@@ -63,6 +63,28 @@ def test_the_page_tells_what_was_seen_beside_what_was_expected() -> None:
     assert "| `home-home+relay` | direct: both punch" in page
     assert "| S 1/1 |" in page
     assert "| a later run | 1 | 1 |\n| not noted | 1 | 3 |" in page
+
+
+def test_a_cell_that_is_slow_in_its_median_is_told_by_name() -> None:
+    late, fine, far = CELLS["home-home+relay"], CELLS["lan"], CELLS["sym-home+relay"]
+    seen = {
+        late.name: summed(late, [Try(Outcome.DIRECT, "quic", False, 9.0, 4.9)]),
+        far.name: summed(far, [Try(Outcome.DIRECT, "quic", False, 0.9, 12.5)]),
+        fine.name: summed(fine, [Try(Outcome.DIRECT, "tcp", False, 0.1, 0.1)]),
+    }
+    page = report.page(seen)
+    assert "2 of them [slower" in page
+    told = page.partition("## Slower than the goals")[2].partition("\n## ")[0]
+    assert "| `home-home+relay` | 9.00 / 9.00 s **(too long)** | 4.90 / 4.90 s  |" in told
+    assert "| `sym-home+relay` | 0.90 / 0.90 s  | 12.50 / 12.50 s **(too long)** |" in told
+    assert "`lan`" not in told
+    quick = report.page({fine.name: seen[fine.name]})
+    assert "none of them [slower" in quick
+    assert "None of the cells tried has a median beyond 2 s" in quick
+
+
+def test_the_page_is_that_of_what_was_seen() -> None:
+    assert report.PAGE.read_text() == report.page(load())
 
 
 def test_a_guess_may_miss_now_and_then_and_nothing_else_may() -> None:
