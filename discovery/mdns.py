@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 from zeroconf import (  # type: ignore[attr-defined] # not typed so
@@ -35,7 +35,9 @@ from zeroconf import (  # type: ignore[attr-defined] # not typed so
 from zeroconf import Error as ZeroconfError
 
 from tunnels.allowance import Bucket, Rate
+from tunnels.binding import plain_host
 from tunnels.interfaces import multicast_addresses
+from tunnels.network import HostNetwork
 from tunnels.peer import Candidate, PeerId
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ MAX_UNREAD_RECORDS = 256
 MAX_INTERFACES = 8
 GOODBYE_S = 1.0
 
-_TYPE_PTR, _CLASS_IN, _QUERY = 12, 1, 0
+_TYPE_PTR, _CLASS_IN, _QUERY, _PORT = 12, 1, 0, 5353
 _Value = TypeVar("_Value")
 
 
@@ -78,6 +80,24 @@ class _Ear(RecordUpdateListener):
 
     def async_update_records_complete(self) -> None:
         """Nothing is kept between packets."""
+
+
+class _OnLink(Zeroconf):
+    """I answer nobody who is not on one of this machine's networks (RFC 6762 section 11)."""
+
+    _network = HostNetwork()
+
+    def async_send(
+        self,
+        out: DNSOutgoing,
+        addr: str | None = None,
+        port: int = _PORT,
+        v6_flow_scope: Any = (),
+        transport: Any = None,
+    ) -> None:
+        """addr: of whom the packet is for alone, as the socket gave it; None: for the group."""
+        if addr is None or self._network.is_near(plain_host(addr)):
+            super().async_send(out, addr, port, v6_flow_scope, transport)
 
 
 class _Brake:
@@ -211,9 +231,9 @@ def _chosen(only_host: str | None) -> dict[str, int]:
 
 def _open(addresses: list[str]) -> Zeroconf:
     try:
-        return Zeroconf(addresses, ip_version=IPVersion.All)
+        return _OnLink(addresses, ip_version=IPVersion.All)
     except OSError:  # a kernel without IPv6
-        return Zeroconf([one for one in addresses if ":" not in one], ip_version=IPVersion.V4Only)
+        return _OnLink([one for one in addresses if ":" not in one], ip_version=IPVersion.V4Only)
 
 
 async def _in_thread(call: Callable[[], _Value]) -> _Value:
