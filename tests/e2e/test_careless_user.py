@@ -76,12 +76,15 @@ def test_a_token_file_that_is_not_there(mesh: Mesh, tmp_path: Path) -> None:
 
 
 def test_nobody_at_the_address_gives_up_and_says_what_was_tried(mesh: Mesh) -> None:
+    def seconds(token: Token, code: int, words: str) -> float:
+        began_s = time.monotonic()
+        mesh("worker", *QUIET, "join=-", stdin=encode(token) + "\n").check(code, words)
+        return time.monotonic() - began_s
+
+    # The start of the program takes what the machine has left for it: it is measured, too.
+    start_s = seconds(some_token(expires_in_s=-60), ACCESS, "expired")
     port = free_udp_port()
-    started = time.monotonic()
-    finished = mesh("worker", *QUIET, "join=-", stdin=encode(some_token(port)) + "\n")
-    took_s = time.monotonic() - started
-    finished.check(NETWORK, f"127.0.0.1:{port}")
-    assert took_s < GIVES_UP_S, "the start of the program included"
+    assert seconds(some_token(port), NETWORK, f"127.0.0.1:{port}") < 2 * start_s + GIVES_UP_S
 
 
 async def test_a_token_used_up(mesh: Mesh, world: World) -> None:
