@@ -1,10 +1,7 @@
-"""The QUIC link: aioquic's sans-IO `QuicConnection` under trio, one channel a stream.
+"""The QUIC link: aioquic's sans-IO `QuicConnection` under trio.
 
 Three inputs only: an API call, a datagram, a timer. Each ends in `pump`, which hands out events,
 transmits and moves the one deadline. Nothing here waits for the network but `run`, the timer.
-
-aioquic buffers sends without bound and widens windows whether or not anyone reads: `wait_writable`
-and the credit of resume.py are what holds a fast sender back.
 """
 
 from __future__ import annotations
@@ -12,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import trio
@@ -23,23 +19,20 @@ from tunnels import quic_tuning as tuning
 from tunnels.allowance import WAKE_S, Share
 from tunnels.binding import Address
 from tunnels.door import network_of
-from tunnels.errors import LinkClosed
 from tunnels.frames import clip_reason
 from tunnels.handshake import Role
 from tunnels.heartbeat import DOUBT_S, SUSPECT_S
-from tunnels.link import LINK_KINDS, CloseCode, Closure, NeverLent
+from tunnels.link import LINK_KINDS, CloseCode, Closure
 from tunnels.peer import format_address
+from tunnels.quic_channels import MAX_UNACCEPTED, QuicChannel, QuicChannels
 from tunnels.quic_size import DatagramSize
 from tunnels.stats import Losses
 
-UNSENT_BYTES = 256 << 10  # queued in a channel and not yet sent once: beyond, writers wait
 UNPROVEN_BYTES = 64 << 10  # all a stranger may send before it has proven its key
 UNPROVEN_DATAGRAMS = 256  # heard of a stranger; an honest handshake takes ten
 DATAGRAMS_AT_ONCE = 32  # taken before a link's debt is looked at again
 ACKNOWLEDGED_AT_ONCE = 16  # datagrams that came together: more than a question or an answer has
-RECEIVE_BYTES = 32 << 10  # handed to a reader at once, so that no peer's bytes stop all others
 DEAF_AT_MOST_S = 0.02  # a link in debt, before its debt is looked at again
-MAX_UNACCEPTED = 256  # channels the peer opened that wait for the session: twice what QUIC grants
 GOODBYE_COPIES = 2  # a lost goodbye costs the other side its whole silence limit
 MAX_REASON_BYTES = 300
 # aioquic asks for a timer at `sent + delay` and then tests `sent <= now - delay`: rounding can
@@ -52,98 +45,6 @@ VIRTUAL_ADDRESS: Address = ("peer", 0)
 
 log = logging.getLogger(__name__)
 logging.getLogger("quic").addHandler(logging.NullHandler())
-
-
-class QuicChannel(NeverLent):
-    """One bidirectional QUIC stream."""
-
-    def __init__(self, link: QuicLink, stream_id: int) -> None:
-        self._link = link
-        self._id = stream_id
-        self._arrived: deque[memoryview] = deque()
-        self.held_bytes = 0  # arrived, and not yet received by our side
-        self._written = 0
-        self._at_end = False
-        self._finished = False  # we send no more
-        self._gone: str | None = None
-        self._readers = trio.lowlevel.ParkingLot()
-        self._writers = trio.lowlevel.ParkingLot()
-
-    @property
-    def link(self) -> QuicLink:
-        return self._link
-
-    @property
-    def share(self) -> Share:
-        return self._link.share
-
-    def send(self, data: bytes) -> None:
-        if not self._finished:
-            self._written += len(data)
-            self._link.write(self._id, data, end=False)
-
-    async def wait_writable(self) -> None:
-        while not self._writable():
-            await self._writers.park()
-
-    async def receive(self) -> bytes:
-        while not self._arrived:
-            if self._at_end:
-                return b""
-            if self._gone is not None:
-                raise LinkClosed(self._gone)
-            await self._readers.park()
-        pieces = [self._arrived.popleft()]
-        size = len(pieces[0])
-        while self._arrived and size + len(self._arrived[0]) <= RECEIVE_BYTES:
-            pieces.append(self._arrived.popleft())
-            size += len(pieces[-1])
-        if size > RECEIVE_BYTES:  # the one piece that filled a gap
-            self._arrived.appendleft(pieces[0][RECEIVE_BYTES:])
-            pieces = [pieces[0][:RECEIVE_BYTES]]
-            size = RECEIVE_BYTES
-        self.held_bytes -= size
-        self._link.taken(size)
-        return b"".join(pieces)
-
-    def finish(self) -> None:
-        if not self._finished:
-            self._finished = True
-            self._link.write(self._id, b"", end=True)
-
-    def reset(self) -> None:
-        self.lose("the channel was reset")
-        self._link.reset_channel(self._id)
-
-    # --- called by the link -------------------------------------------------------------
-
-    def feed(self, data: bytes, end: bool) -> None:
-        if data and self._gone is None:
-            self._arrived.append(memoryview(data))
-            self.held_bytes += len(data)
-        self._at_end = self._at_end or end
-        self._readers.unpark_all()
-
-    def stop_sending(self) -> None:
-        self._finished = True
-        self._writers.unpark_all()
-
-    def lose(self, reason: str) -> None:
-        self._finished = True
-        if self._gone is None:
-            self._gone = reason
-        self._readers.unpark_all()
-        self._writers.unpark_all()
-
-    def wake_writers(self) -> None:
-        if self._writers and self._writable():
-            self._writers.unpark_all()
-
-    def _writable(self) -> bool:
-        if self._finished:
-            return True
-        sent = self._link.transmitted_bytes(self._id)
-        return sent is None or self._written - sent <= UNSENT_BYTES
 
 
 class _Contained:
@@ -180,7 +81,6 @@ class QuicLink:
     ) -> None:
         self.quic = quic
         self._size = size
-        quic.held_bytes = self._held_bytes
         self.role = role
         self.share = share
         self._contained = _Contained(self)
@@ -196,13 +96,10 @@ class QuicLink:
         self.on_route: Callable[[bytes, bool], None] = lambda _cid, _add: None
         self._address = remote
         self._send = send
-        self._channels: dict[int, QuicChannel] = {}
+        self._channels = QuicChannels(self, quic, role)
         self._datagrams_in = 0
         self._deaf_until_s = -math.inf
         self._taken = 0  # by our side since the last pump
-        self._one_way = False  # the peer opened a unidirectional stream
-        self._accepted: deque[QuicChannel] = deque()
-        self._acceptors = trio.lowlevel.ParkingLot()
         self._deadline = math.inf
         self._timer: trio.CancelScope | None = None
 
@@ -221,18 +118,10 @@ class QuicLink:
     # --- the link protocol --------------------------------------------------------------
 
     async def open_channel(self) -> QuicChannel:
-        self._check_open()
-        self._sweep()
-        stream_id = self.quic.get_next_available_stream_id()
-        self.quic.send_stream_data(stream_id, b"")  # takes the number
-        channel = self._channels[stream_id] = QuicChannel(self, stream_id)
-        return channel
+        return self._channels.open()
 
     async def accept_channel(self) -> QuicChannel:
-        while not self._accepted:
-            self._check_open()
-            await self._acceptors.park()
-        return self._accepted.popleft()
+        return await self._channels.accept()
 
     def close(self, code: CloseCode, reason: str) -> None:
         if self.closed.is_set():
@@ -336,12 +225,6 @@ class QuicLink:
             self._taken = 0
             self.pump()
 
-    def _held_bytes(self, stream_id: int | None) -> int:
-        if stream_id is None:
-            return sum(channel.held_bytes for channel in self._channels.values())
-        channel = self._channels.get(stream_id)
-        return 0 if channel is None else channel.held_bytes
-
     def pump(self) -> None:
         """Hand out events, transmit, move the deadline, wake writers."""
         with self._contained:
@@ -360,7 +243,7 @@ class QuicLink:
                 self._deadline = min(self._deadline, self._size.deadline())
         if self._timer is not None:
             self._timer.deadline = self._deadline
-        for channel in self._channels.values():
+        for channel in self._channels.by_stream.values():
             channel.wake_writers()
 
     def transmitted_bytes(self, stream_id: int) -> int | None:
@@ -408,11 +291,11 @@ class QuicLink:
             match event:
                 case events.StreamDataReceived():
                     self.last_heard_s = trio.current_time()
-                    self._channel(event.stream_id).feed(event.data, event.end_stream)
+                    self._channels.of(event.stream_id).feed(event.data, event.end_stream)
                 case events.StreamReset():
-                    self._channel(event.stream_id).lose("the other side reset the channel")
+                    self._channels.of(event.stream_id).lose("the other side reset the channel")
                 case events.StopSendingReceived():
-                    self._channel(event.stream_id).stop_sending()
+                    self._channels.of(event.stream_id).stop_sending()
                 case events.HandshakeCompleted():
                     self.ready.set()
                     self.share.comes_from(network_of(self._address[0]), trio.current_time())
@@ -430,42 +313,17 @@ class QuicLink:
         seen = tuning.received_stream_bytes(self.quic)
         if not self.trusted and self.role is Role.LISTENER and seen > UNPROVEN_BYTES:
             self.close(CloseCode.PROTOCOL_ERROR, "too much data before the handshake")
-        elif len(self._accepted) > MAX_UNACCEPTED:
+        elif len(self._channels.unaccepted) > MAX_UNACCEPTED:
             self.close(CloseCode.PROTOCOL_ERROR, "channels are opened faster than they are taken")
-        elif self._one_way:
+        elif self._channels.one_way:
             self.close(CloseCode.PROTOCOL_ERROR, "a channel has two directions")
-
-    def _channel(self, stream_id: int) -> QuicChannel:
-        channel = self._channels.get(stream_id)
-        if channel is None:
-            self._sweep()
-            channel = self._channels[stream_id] = QuicChannel(self, stream_id)
-            theirs = bool(stream_id & 1) == (self.role is Role.DIALLER)
-            self._one_way = self._one_way or bool(stream_id & 2)
-            if theirs:
-                self._accepted.append(channel)
-                self._acceptors.unpark_all()
-        return channel
-
-    def _sweep(self) -> None:
-        """Forget the channels whose streams aioquic has forgotten: no event names them again."""
-        for stream_id in list(self._channels):
-            if tuning.transmitted_bytes(self.quic, stream_id) is None:
-                del self._channels[stream_id]
-
-    def _check_open(self) -> None:
-        if self.closure is not None:
-            raise LinkClosed(self.closure.reason)
 
     def end(self, closure: Closure) -> None:
         if self.closed.is_set():
             return
         self.closure = closure
         self.closed.set()
-        for channel in self._channels.values():
-            channel.lose(closure.reason)
-        self._channels.clear()
-        self._acceptors.unpark_all()
+        self._channels.lose(closure.reason)
 
 
 def _closure(event: events.ConnectionTerminated, by_peer: bool) -> Closure:

@@ -21,7 +21,7 @@ from tunnels import (
     TunnelError,
     WrongPeer,
 )
-from tunnels.quic import UNSENT_BYTES
+from tunnels.quic_channels import UNSENT_BYTES
 
 STRANGER = identity("stranger").peer
 pytestmark = pytest.mark.usefixtures("link_kind")

@@ -16,7 +16,8 @@ from tunnels.credit import INITIAL_WINDOW_BYTES, POOL_BYTES
 from tunnels.door import UNCHECKED_HALF_OPEN
 from tunnels.frames import Open, Ping, encode, encode_data
 from tunnels.gate import TALK
-from tunnels.quic import MAX_UNACCEPTED, UNPROVEN_DATAGRAMS, QuicLink
+from tunnels.quic import UNPROVEN_DATAGRAMS, QuicLink
+from tunnels.quic_channels import MAX_UNACCEPTED
 from tunnels.quic_transport import QuicTransport
 
 MIB = 1 << 20
@@ -246,7 +247,7 @@ async def test_bytes_that_wait_for_a_reader_in_debt_stop_at_the_links_window(
         channel.send(encode(Open(1, 0, "deaf")))
         await trio.sleep(1)
         bobs = link_of(theirs(pair, session))
-        held = next(one for one in bobs._channels.values() if one._id == channel._id)  # type: ignore[attr-defined]
+        held = next(one for one in bobs._channels.by_stream.values() if one._id == channel._id)  # type: ignore[attr-defined]
         [stream] = theirs(pair, session)._streams
         stream._channel = None  # nobody reads it any more
         for _ in range(16):

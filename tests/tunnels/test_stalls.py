@@ -20,7 +20,7 @@ from tunnels.endpoint import ACCEPT_TIMEOUT_S
 from tunnels.frames import Ack, End, Open, Resume, Stop, encode
 from tunnels.link import Channel, Link
 from tunnels.opening import DRAIN_TIMEOUT_S, HEADER_TIMEOUT_S
-from tunnels.quic import QuicChannel
+from tunnels.quic_channels import QuicChannel
 from tunnels.quic_transport import QuicTransport
 from tunnels.streams import SEE_OFF_S
 from tunnels.tcp_channels import TcpChannel
