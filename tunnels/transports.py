@@ -116,17 +116,3 @@ TRANSPORTS = {
     "webrtc": TransportKind(_webrtc, frozenset(), on_any_network=False),
 }
 """By the names of `tunnels.link.LINK_KINDS`."""
-
-LEGS = frozenset({"tcp", "quic"})
-"""What may lead to a relay."""
-
-
-def made_for(kinds: frozenset[str]) -> frozenset[str]:
-    """The transports of a node that links to its peers over these kinds: a relay has to be reached
-    somehow, and a WebRTC link begins over any other (`is_introduced`)."""
-    return kinds if kinds & LEGS else kinds | LEGS | ({"relay"} if "webrtc" in kinds else set())
-
-
-def is_introduced(kinds: frozenset[str]) -> bool:
-    """Whether others of its links stand only until one over these kinds does."""
-    return "webrtc" in kinds and not kinds & LEGS

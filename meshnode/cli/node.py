@@ -46,8 +46,8 @@ from meshnode.engine.children import PARENT_FD_VARIABLE
 from meshnode.errors import UsageError
 from meshnode.node import Node
 from meshnode.state import Home, default_home
+from tunnels.kinds import Kinds
 from tunnels.link import LINK_KINDS
-from tunnels.transports import made_for
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -231,7 +231,7 @@ def _node_config(
 
 def _refuse_unused(options: dict[str, Any], transports: tuple[str, ...]) -> None:
     """What is asked for must not be left out in silence."""
-    made = made_for(frozenset(transports or LINK_KINDS))
+    made = Kinds(transports or LINK_KINDS).made
     named = f"--transport {options['transport']}"
     if options["tcp"] and "tcp" not in made:
         raise UsageError(

@@ -164,7 +164,7 @@ async def half_handshakes(target: Target) -> None:
     """TLS is completed, then nothing is said."""
     async with trio.open_nursery() as nursery:
         endpoint = await start_endpoint(nursery, Uplink())
-        transport = endpoint._transports["quic"]
+        transport = endpoint._linking.transports["quic"]
         assert isinstance(transport, QuicTransport)
 
         async def dial() -> None:

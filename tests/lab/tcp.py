@@ -18,7 +18,7 @@ LATE_S = 1.0
 
 
 def transport_of(endpoint: Endpoint) -> TcpTransport:
-    transport = endpoint._transports["tcp"]
+    transport = endpoint._linking.transports["tcp"]
     assert isinstance(transport, TcpTransport)
     return transport
 

@@ -216,7 +216,7 @@ async def test_a_better_link_is_told_once(tmp_path: Path, autojump_clock: Clock)
 async def session_over_tcp(ann: Party, bob: Party) -> None:
     tcp = [one for one in bob.endpoint.candidates() if one.transport == "tcp"]
     proven = await ann.endpoint._attempt(bob.peer, tcp[0])
-    ann.endpoint._adopt(proven)
+    ann.endpoint._sessions.adopt(proven)
 
 
 async def test_an_address_that_moves_under_a_link_is_told(

@@ -108,7 +108,7 @@ async def test_the_certificate_is_pinned_before_a_word_is_said(
     autojump_clock: trio.testing.MockClock, link_kind: str
 ) -> None:
     async with two_nodes() as pair:
-        transport = pair.alice.endpoint._transports[link_kind]
+        transport = pair.alice.endpoint._linking.transports[link_kind]
         [place] = pair.bob.endpoint.candidates()
         with pytest.raises(WrongPeer):
             await transport.dial(place, STRANGER)

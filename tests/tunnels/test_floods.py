@@ -51,7 +51,7 @@ async def test_forged_senders_do_not_keep_an_honest_newcomer_out(
     """They are asked for their address, and only the honest one can answer."""
     async with two_nodes() as pair:
         bob = pair.bob.endpoint.candidates()[0]
-        transport = pair.bob.endpoint._transports["quic"]
+        transport = pair.bob.endpoint._linking.transports["quic"]
         assert isinstance(transport, QuicTransport)
         pair.world.record = True
         for number in range(200):
@@ -76,7 +76,7 @@ async def test_whoever_forges_an_address_does_not_put_its_owner_in_debt(
     async with two_nodes() as pair:
         bob = pair.bob.endpoint.candidates()[0]
         honest = pair.alice.endpoint.candidates()[0].host
-        transport = pair.bob.endpoint._transports["quic"]
+        transport = pair.bob.endpoint._linking.transports["quic"]
         assert isinstance(transport, QuicTransport)
         transport._budget.shared.spend(trio.current_time(), 100)
         charge = Share.charge
@@ -96,7 +96,7 @@ async def test_a_token_is_good_for_one_address(
 ) -> None:
     async with two_nodes() as pair:
         bob = pair.bob.endpoint.candidates()[0]
-        transport = pair.bob.endpoint._transports["quic"]
+        transport = pair.bob.endpoint._linking.transports["quic"]
         assert isinstance(transport, QuicTransport)
         for number in range(UNCHECKED_HALF_OPEN):
             pair.world.inject(first_initial(), (f"11.7.{number}.1", 1), (bob.host, bob.port))
@@ -260,12 +260,12 @@ async def test_a_stranger_is_heard_for_so_many_datagrams(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with two_nodes() as pair:
-        transport = pair.alice.endpoint._transports["quic"]
+        transport = pair.alice.endpoint._linking.transports["quic"]
         [place] = pair.bob.endpoint.candidates()
         link = await transport.dial(place, pair.bob.endpoint.peer)
         assert isinstance(link, QuicLink)
         await trio.sleep(0.1)
-        bobs = pair.bob.endpoint._transports["quic"]
+        bobs = pair.bob.endpoint._linking.transports["quic"]
         assert isinstance(bobs, QuicTransport)
         theirs_ = next(iter(bobs._links.values()))
         for _ in range(3 * UNPROVEN_DATAGRAMS):

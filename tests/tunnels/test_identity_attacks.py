@@ -48,7 +48,7 @@ MALLORY = identity("mallory")
 
 
 def transport_of(node: Node) -> QuicTransport:
-    transport = node.endpoint._transports["quic"]
+    transport = node.endpoint._linking.transports["quic"]
     assert isinstance(transport, QuicTransport)
     return transport
 
@@ -57,7 +57,7 @@ async def raw_link(pair: Pair) -> Link:
     """A link from alice's machine to bob on which nothing was said yet."""
     bob = pair.bob.endpoint
     [place] = bob.candidates()
-    return await pair.alice.endpoint._transports[place.transport].dial(place, bob.peer)
+    return await pair.alice.endpoint._linking.transports[place.transport].dial(place, bob.peer)
 
 
 class Conversation:

@@ -23,7 +23,7 @@ async def test_garbage_leaves_no_trace(autojump_clock: trio.testing.MockClock) -
         pair.bob.endpoint.serve("echo", echo)
         session = await pair.connect()
         bob = pair.bob.endpoint.candidates()[0]
-        transport = pair.bob.endpoint._transports["quic"]
+        transport = pair.bob.endpoint._linking.transports["quic"]
         links_before = len(transport._links)  # type: ignore[attr-defined]
         for _ in range(500):
             noise = bytearray(dice.randbytes(dice.choice([0, 1, 5, 9, 30, 1200, 1400])))
@@ -66,7 +66,7 @@ async def test_strangers_that_never_prove_themselves_are_few_and_forgotten(
     async with two_nodes() as pair:
         await pair.connect()
         bob = pair.bob.endpoint.candidates()[0]
-        transport = pair.bob.endpoint._transports["quic"]
+        transport = pair.bob.endpoint._linking.transports["quic"]
         for number in range(200):
             stranger = (f"11.7.{number % 100}.1", number)
             pair.world.inject(first_initial(), stranger, (bob.host, bob.port))
@@ -86,7 +86,7 @@ async def test_one_stranger_cannot_take_all_the_room(
 ) -> None:
     async with two_nodes() as pair:
         bob = pair.bob.endpoint.candidates()[0]
-        transport = pair.bob.endpoint._transports["quic"]
+        transport = pair.bob.endpoint._linking.transports["quic"]
         for number in range(30):
             pair.world.inject(first_initial(), ("11.8.0.1", number), (bob.host, bob.port))
         await trio.testing.wait_all_tasks_blocked()
@@ -101,7 +101,7 @@ async def test_a_stranger_may_say_little_and_not_for_long(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with two_nodes() as pair:
-        transport = pair.alice.endpoint._transports["quic"]
+        transport = pair.alice.endpoint._linking.transports["quic"]
         bob = pair.bob.endpoint
         [place] = bob.candidates()
         loud = await transport.dial(place, bob.peer)

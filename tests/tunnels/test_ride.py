@@ -49,7 +49,7 @@ class Road:
     async def add_link(self, kind: str) -> None:
         """Between the same two, whatever stands already."""
         [place] = [one for one in self.bob.candidates() if one.transport == kind]
-        self.alice._adopt(await self.alice._attempt(self.bob.peer, place))
+        self.alice._sessions.adopt(await self.alice._attempt(self.bob.peer, place))
 
 
 def rides() -> int:

@@ -16,9 +16,9 @@ from tests.tunnels.test_hostile_peers import raw_channel
 from tests.tunnels.test_identity_attacks import Conversation, dialler, raw_link
 from tunnels import DialFailed, Stream, quic_transport
 from tunnels.dial import GIVE_UP_S
-from tunnels.endpoint import ACCEPT_TIMEOUT_S
 from tunnels.frames import Ack, End, Open, Resume, Stop, encode
 from tunnels.link import Channel, Link
+from tunnels.linking import ACCEPT_TIMEOUT_S
 from tunnels.opening import DRAIN_TIMEOUT_S, HEADER_TIMEOUT_S
 from tunnels.quic_channels import QuicChannel
 from tunnels.quic_transport import QuicTransport
@@ -76,7 +76,7 @@ async def test_a_stranger_that_stops(
     until: Callable[[Pair], Awaitable[None]], autojump_clock: trio.testing.MockClock
 ) -> None:
     async with two_nodes() as pair:
-        [transport] = pair.bob.endpoint._transports.values()
+        [transport] = pair.bob.endpoint._linking.transports.values()
         assert isinstance(transport, QuicTransport | TcpTransport)
         await until(pair)
         await trio.sleep(0.5)
@@ -106,7 +106,7 @@ async def test_a_listener_that_stops(
     listener: Callable[[Link], Awaitable[None]], autojump_clock: trio.testing.MockClock
 ) -> None:
     async with two_nodes() as pair:
-        [transport] = pair.bob.endpoint._transports.values()
+        [transport] = pair.bob.endpoint._linking.transports.values()
         assert isinstance(transport, QuicTransport | TcpTransport)
         transport._accept = listener
         began_s = trio.current_time()
@@ -114,7 +114,7 @@ async def test_a_listener_that_stops(
             await pair.connect()
         assert trio.current_time() - began_s <= GIVE_UP_S + LATE_S
         assert pair.alice.endpoint.sessions() == []
-        [ours] = pair.alice.endpoint._transports.values()
+        [ours] = pair.alice.endpoint._linking.transports.values()
         await trio.sleep(LATE_S)
         assert not links_of(ours)
 

@@ -47,7 +47,7 @@ async def test_links_of_other_kinds_are_not_taken_back() -> None:
         assert await exchange(await met.open("echo"), b"over webrtc") == b"over webrtc"
         [place] = [one for one in alice.candidates() if one.transport == "tcp"]
         proven = await bob._attempt(alice.peer, place)
-        bob._adopt(proven)
+        bob._sessions.adopt(proven)
         with trio.fail_after(5):
             await proven.link.closed.wait()
         assert proven.link.closure is not None
