@@ -1,17 +1,7 @@
 """Finding a direct path to one peer through the NATs between: the rules. Sans-IO.
 
 Both sides run one `Probe` each, under one secret, from about the same moment on. Time and datagrams
-go in, actions come out.
-
-States of one side (TRANSITIONS):
-
-    WAITING     until the agreed instant, or until the other side is heard
-    PROBING     pings go to every way known, at growing intervals
-    CHOOSING    a way works; for SETTLE_S a nearer one may still show itself (dialler)
-    NOMINATING  the nearest is nominated until the listener answers (dialler)
-    FOUND       both know the way: the listener by the nomination, the dialler by its answer.
-                Questions are still answered, in case that answer was lost
-    FAILED      GIVE_UP_S over, with a reason
+go in, actions come out. What a side does at which moment of the search: probe_states.py.
 
 A *way* is an address, and which of our sockets it is talked to through (0: the node's own).
 
@@ -40,11 +30,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from tunnels.binding import Address
+from tunnels.checklist import Checklist
 from tunnels.consent import Consent
 from tunnels.handshake import Role
+from tunnels.probe_states import TRANSITIONS, Event, State
 from tunnels.probe_wire import (
     NONCE_BYTES,
     PROBE_BYTES,
@@ -54,21 +45,16 @@ from tunnels.probe_wire import (
     Way,
     direction_key,
 )
-from tunnels.salvo import Salvo
+from tunnels.salvo import NO_SALVO, Salvo, Volley
 
-PING_TIMES_S = (0.0, 0.1, 0.3, 0.7, 1.5, 3.0)  # since a way is known
 NOMINATE_TIMES_S = (0.0, 0.1, 0.2, 0.4, 0.7, 1.1, 1.6)
 MUTE_AFTER_S = 2.2  # since the first nomination
-PATIENT_PAUSE_S = 4.0  # some NATs forget after five
-TRIGGER_PAUSE_S = 0.02  # between a question and the one that the other side's triggers
 SETTLE_S = 0.15
 GIVE_UP_S = 6.0  # after the agreed instant
 LISTENS_LONGER_S = 1.0  # the listener, so that it does not go while it is being nominated
-MAX_WAYS = 32
 MAX_HEARD = 4096  # questions; more are not heard
 
 SALVO_AFTER_S = 0.6
-SALVO_TICK_S = 0.012
 SALVO_UNASKED_BYTES = 4096
 
 
@@ -95,37 +81,6 @@ class Failed:
 Action = Send | Found | Failed
 
 
-class State(Enum):
-    WAITING = "waiting for the agreed instant"
-    PROBING = "probing"
-    CHOOSING = "choosing among ways"
-    NOMINATING = "nominating"
-    FOUND = "found"
-    FAILED = "failed"
-
-
-class Event(Enum):
-    START = "the instant has come, or the other side is heard"
-    WORKS = "a way works"
-    SETTLED = "nothing better came"
-    MUTE = "the nominated way fell silent"
-    AGREED = "the nomination came, or its answer"
-    OVER = "the time is over"
-
-
-TRANSITIONS = {
-    (State.WAITING, Event.START): State.PROBING,
-    (State.PROBING, Event.WORKS): State.CHOOSING,
-    (State.CHOOSING, Event.SETTLED): State.NOMINATING,
-    (State.NOMINATING, Event.MUTE): State.PROBING,
-    (State.PROBING, Event.AGREED): State.FOUND,
-    (State.NOMINATING, Event.AGREED): State.FOUND,
-    (State.PROBING, Event.OVER): State.FAILED,
-    (State.CHOOSING, Event.OVER): State.FAILED,
-    (State.NOMINATING, Event.OVER): State.FAILED,
-}
-
-
 @dataclass(frozen=True)
 class Plan:
     """What one side sets out with.
@@ -141,14 +96,6 @@ class Plan:
     salvo: Salvo | None = None
     may_fire: Callable[[], bool] = lambda: True
     patience_s: float = 0.0
-
-
-@dataclass
-class _Check:
-    """Of one way."""
-
-    ask_at_s: list[float]
-    asked_at_s: float = -math.inf
 
 
 @dataclass(frozen=True)
@@ -185,14 +132,12 @@ class Probe:
         self._incoming = direction_key(secret, plan.role)
         self._outgoing = direction_key(secret, plan.role.other)
         self._actions: list[Action] = []
-        self._checks: dict[Way, _Check] = {}
+        self._checklist = Checklist(allows)
         self._asked: dict[bytes, _Asked] = {}
         self._heard: set[bytes] = set()
         self._works: dict[Way, _Answer] = {}
         self._consent = Consent()
-        self._unfired: list[Way] = []  # the next one last
-        self._has_fired = False
-        self._salvo_at_s = math.inf
+        self._volley = Volley(plan.salvo or NO_SALVO)
         self._choose_at_s = math.inf
         self._nominated: Way | None = None
         self._nominate_at_s: list[float] = []
@@ -222,11 +167,10 @@ class Probe:
             return math.inf
         if self.state is State.WAITING:
             return self._plan.starts_s
-        checks = (check.ask_at_s[0] for check in self._checks.values() if check.ask_at_s)
         return min(
-            *(self._over_at_s, self._choose_at_s, self._salvo_at_s, self._mute_at_s),
+            *(self._over_at_s, self._choose_at_s, self._mute_at_s),
             *self._nominate_at_s[:1],
-            *checks,
+            *(self._volley.next_at_s, self._checklist.next_at_s()),
         )
 
     # --- time ---------------------------------------------------------------------------
@@ -244,20 +188,16 @@ class Probe:
             self._give_nominated_up(now)
         if now >= self._choose_at_s:
             self._choose(now)
-        if now >= self._salvo_at_s:
+        if now >= self._volley.next_at_s:
             self._fire(now)
         self._ask_what_is_due(now)
 
     def _start(self, now: float) -> None:
         self._step(Event.START)
         for address in self._plan.candidates:
-            self._learn(Way(address), now)
+            self._checklist.learn(Way(address), now)
         if self._plan.salvo is not None and self._allows(self._plan.salvo.host):
-            self._salvo_at_s = now + SALVO_AFTER_S
-
-    def _learn(self, way: Way, now: float) -> None:
-        if way not in self._checks and len(self._checks) < MAX_WAYS and self._allows(way.to[0]):
-            self._checks[way] = _Check([now + after_s for after_s in PING_TIMES_S])
+            self._volley.begin(now + SALVO_AFTER_S)
 
     def _choose(self, now: float) -> None:
         self._step(Event.SETTLED)
@@ -279,14 +219,8 @@ class Probe:
         self._choose_at_s = now + SETTLE_S
 
     def _ask_what_is_due(self, now: float) -> None:
-        for way, check in self._checks.items():
-            if check.ask_at_s and check.ask_at_s[0] <= now:
-                check.ask_at_s = [at_s for at_s in check.ask_at_s if at_s > now]
-                check.asked_at_s = now
-                patient = not check.ask_at_s and self._is_patient(now)
-                self._ask(way, Kind.PING, now, counts=not patient)
-                if patient:
-                    check.ask_at_s = [now + PATIENT_PAUSE_S]
+        for way, waits in self._checklist.due(now, patient=self._is_patient(now)):
+            self._ask(way, Kind.PING, now, counts=not waits)
         if self._nominated is not None and self._nominate_at_s and self._nominate_at_s[0] <= now:
             self._nominate_at_s = [at_s for at_s in self._nominate_at_s if at_s > now]
             self._ask(self._nominated, Kind.NOMINATE, now)
@@ -303,27 +237,16 @@ class Probe:
         self._actions.append(Send(self._outgoing.seal(message, self._entropy(NONCE_BYTES)), way))
 
     def _fire(self, now: float) -> None:
-        salvo = self._plan.salvo
-        assert salvo is not None
-        if not self._unfired and not self._load(salvo):
-            self._salvo_at_s = math.inf
-            return
-        size = round(salvo.per_s * SALVO_TICK_S)
-        for way in reversed(self._unfired[-size:]):
+        if self._volley.is_spent:
+            if self._volley.was_fired:
+                self._asked.clear()  # nobody has answered the last one
+            elif not self._plan.may_fire():
+                self._volley.stop()
+                return
+            self._volley.load()
+            self._consent.allow(self._volley.host, SALVO_UNASKED_BYTES)
+        for way in self._volley.fire(now, again=self._is_patient(now)):
             self._ask(way, Kind.PING, now, counts=False)
-        del self._unfired[-size:]
-        again_s = salvo.again_s if self._is_patient(now) else math.inf
-        self._salvo_at_s = now + (SALVO_TICK_S if self._unfired else again_s)
-
-    def _load(self, salvo: Salvo) -> bool:
-        if self._has_fired:
-            self._asked.clear()  # nobody has answered the last one
-        elif not self._plan.may_fire():
-            return False
-        self._has_fired = True
-        self._consent.allow(salvo.host, SALVO_UNASKED_BYTES)
-        self._unfired = list(reversed(salvo.ways))
-        return True
 
     def _is_patient(self, now: float) -> bool:
         """Whether we wait for the other side to begin."""
@@ -362,13 +285,9 @@ class Probe:
             answer = self._works.get(way)
             self._agree(Found(way, answer.rtt_s if answer else None, message.seen))
         else:
-            self._return_question(way, now)
-
-    def _return_question(self, way: Way, now: float) -> None:
-        self._learn(way, now)
-        check = self._checks.get(way)
-        if check and way not in self._works and now - check.asked_at_s >= TRIGGER_PAUSE_S:
-            check.ask_at_s = [now, *(at_s for at_s in check.ask_at_s if at_s > now)]
+            self._checklist.learn(way, now)
+            if way not in self._works:
+                self._checklist.trigger(way, now)
 
     def _hear_answer(self, message: Message, way: Way, now: float) -> None:
         asked = self._asked.get(message.transaction)
@@ -377,9 +296,8 @@ class Probe:
         del self._asked[message.transaction]
         self._consent.answered(way.to)
         answer = self._works[way] = _Answer(now - asked.at_s, message.seen)
-        self._salvo_at_s = math.inf
-        if way in self._checks:
-            self._checks[way].ask_at_s = []
+        self._volley.stop()
+        self._checklist.answered(way)
         if self.state is State.NOMINATING and asked.kind is Kind.NOMINATE:
             self._agree(Found(way, answer.rtt_s, answer.seen))
         elif self.state is State.PROBING and self._plan.role is Role.DIALLER:
@@ -389,7 +307,7 @@ class Probe:
         self._step(Event.AGREED)
         self._actions.append(found)
         self._asked.clear()
-        self._unfired.clear()
+        self._volley.stop()
 
     def _step(self, event: Event) -> None:
         self.state = TRANSITIONS[self.state, event]

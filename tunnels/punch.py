@@ -31,7 +31,8 @@ from tunnels.dial import is_private
 from tunnels.errors import BadFrame, ListenFailed, PunchFailed
 from tunnels.meeting import Meeting
 from tunnels.peer import NatKind
-from tunnels.probe import Failed, Found, Plan, Probe, Send, State
+from tunnels.probe import Failed, Found, Plan, Probe, Send
+from tunnels.probe_states import State
 from tunnels.probe_wire import Way, label_of_untrusted
 from tunnels.salvo import FAN_SOCKETS, Salvo, fan, hold, spray
 from tunnels.udp import DatagramSocket

@@ -41,6 +41,7 @@ PORTS = 65536 - FIRST_PORT
 # many there are. As good as dice against a NAT that throws dice; and one that counts up, so that
 # its open ports are neighbours, is not missed.
 PORT_STRIDE = 39871
+TICK_S = 0.012
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,48 @@ class Salvo:
     ways: Sequence[Way]
     per_s: float
     again_s: float = math.inf
+
+
+NO_SALVO = Salvo("", (), per_s=0.0)
+
+
+class Volley:
+    """I fire a salvo, a little each TICK_S. Who owns me loads it, and may stop it."""
+
+    def __init__(self, salvo: Salvo) -> None:
+        self._salvo = salvo
+        self._unfired: list[Way] = []  # the next one last
+        self.was_fired = False
+        self.next_at_s = math.inf
+
+    @property
+    def host(self) -> str:
+        return self._salvo.host
+
+    @property
+    def is_spent(self) -> bool:
+        """Nothing is loaded, or any more."""
+        return not self._unfired
+
+    def begin(self, at_s: float) -> None:
+        self.next_at_s = at_s
+
+    def load(self) -> None:
+        self.was_fired = True
+        self._unfired = list(reversed(self._salvo.ways))
+
+    def fire(self, now: float, *, again: bool) -> list[Way]:
+        """What is to be asked now. again: once all was fired, from the beginning."""
+        size = round(self._salvo.per_s * TICK_S)
+        ways = self._unfired[-size:]
+        del self._unfired[-size:]
+        pause_s = self._salvo.again_s if again else math.inf
+        self.next_at_s = now + (TICK_S if self._unfired else pause_s)
+        return ways[::-1]
+
+    def stop(self) -> None:
+        self._unfired.clear()
+        self.next_at_s = math.inf
 
 
 def fan(to: Address) -> Salvo:

@@ -19,10 +19,12 @@ from tests.lab.searches import (
     alone,
     probe,
 )
+from tunnels.checklist import MAX_WAYS
 from tunnels.consent import UNASKED_BYTES
 from tunnels.errors import BadFrame
 from tunnels.handshake import Role
-from tunnels.probe import MAX_HEARD, MAX_WAYS, SETTLE_S, Found, State
+from tunnels.probe import MAX_HEARD, SETTLE_S, Found
+from tunnels.probe_states import State
 from tunnels.probe_wire import PROBE_BYTES, Kind, Message, Way
 from tunnels.salvo import spray
 

@@ -22,7 +22,8 @@ from tests.lab.searches import (
 )
 from tunnels.consent import UNASKED_BYTES
 from tunnels.handshake import Role
-from tunnels.probe import GIVE_UP_S, SETTLE_S, Failed, Found, State
+from tunnels.probe import GIVE_UP_S, SETTLE_S, Failed, Found
+from tunnels.probe_states import State
 from tunnels.probe_wire import Kind, Way
 
 # --- finding ------------------------------------------------------------------------------------
