@@ -8,19 +8,21 @@ send at the same time from the other side, and for that must know whereto. The j
 ====== ===== ====================================================================
 offset bytes field (integers big-endian)
 ====== ===== ====================================================================
-0      1     version, 1
+0      1     version, 1; 2 where places at a TURN server follow
 1      8     id: of the invite, in the inviter's book
 9      8     nonce
 17     1     NAT kind of the joiner: 4 bits of IPv4, 4 bits of IPv6 (`tunnels.peer.NatKind`)
 18     1     count of addresses, then each: 1 byte, 4 or 6; 4 or 16 bytes; 2 bytes port
+       1     version 2: count of places, then each as above
        16    tag: HMAC-SHA-256 of all before it, cut
 last   4     CRC-32
 ====== ===== ====================================================================
 
-Tag and probe key both come of the hash of the invite's secret that the inviter's book keeps, and of
-the nonce: who has not got the token can make no code, so nobody else's word makes a node send
-anything anywhere. The addresses are the joiner's, where its datagrams come from; who it is, the
-handshake shows. A code may be read by anyone: it lets nobody in.
+Tag, probe key and ICE key all come of the hash of the invite's secret that the inviter's book
+keeps, and of the nonce: who has not got the token can make no code, so nobody else's word makes a
+node send anything anywhere. The addresses are the joiner's, where its datagrams come from; the
+places are those at its TURN server, where it waits for a WebRTC link. Who it is, the handshake
+shows. A code may be read by anyone: it lets nobody in.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -39,10 +42,12 @@ from tunnels.peer import NatKind
 
 PREFIX = "meshr1"
 VERSION = 1
+VERSION_WITH_PLACES = 2
 NONCE_BYTES = 8
 MAX_ADDRESSES = 8
+MAX_PLACES = 2
 MAX_TEXT_CHARS = 2048
-_HEAD = struct.Struct(f">B{ID_BYTES}s{NONCE_BYTES}sBB")
+_HEAD = struct.Struct(f">B{ID_BYTES}s{NONCE_BYTES}sB")
 _PORT = struct.Struct(">H")
 _ADDRESS_BYTES = {4: 4, 6: 16}
 _TAG_BYTES = 16
@@ -57,26 +62,38 @@ class BadReply(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """Where a joiner's datagrams come from, and for which invite it wants in."""
+    """Where a joiner's datagrams come from, and for which invite it wants in.
+
+    places: at its TURN server, where it waits for a WebRTC link.
+    """
 
     invite: bytes
     nonce: bytes
     addresses: tuple[tuple[str, int], ...]
     nat_v4: NatKind = NatKind.UNKNOWN
     nat_v6: NatKind = NatKind.UNKNOWN
+    places: tuple[tuple[str, int], ...] = ()
     signed: bytes = field(default=b"", repr=False, compare=False)
     """As it was read: what the tag covers, and the tag."""
 
 
 def encode(reply: Reply, secret_hash: bytes) -> str:
-    """The code's text. Addresses beyond MAX_ADDRESSES are left out."""
-    addresses = reply.addresses[:MAX_ADDRESSES]
+    """The code's text. Beyond MAX_ADDRESSES and MAX_PLACES, what is over is left out."""
+    version = VERSION_WITH_PLACES if reply.places else VERSION
     nat = reply.nat_v4 << 4 | reply.nat_v6
-    body = _HEAD.pack(VERSION, reply.invite, reply.nonce, nat, len(addresses))
+    body = _HEAD.pack(version, reply.invite, reply.nonce, nat)
+    body += _listed(reply.addresses[:MAX_ADDRESSES])
+    if reply.places:
+        body += _listed(reply.places[:MAX_PLACES])
+    return PREFIX + spell(body + _tag(secret_hash, reply.nonce, body))
+
+
+def _listed(addresses: Sequence[tuple[str, int]]) -> bytes:
+    data = bytes([len(addresses)])
     for host, port in addresses:
         address = ipaddress.ip_address(host)
-        body += bytes([address.version]) + address.packed + _PORT.pack(port)
-    return PREFIX + spell(body + _tag(secret_hash, reply.nonce, body))
+        data += bytes([address.version]) + address.packed + _PORT.pack(port)
+    return data
 
 
 def parse_untrusted(text: str) -> Reply:
@@ -104,7 +121,12 @@ def check(reply: Reply, secret_hash: bytes) -> bool:
 
 def probe_key(secret_hash: bytes, nonce: bytes) -> bytes:
     """What both sides seal their probes with: 32 bytes."""
-    return _keys(secret_hash, nonce)[_KEY_BYTES:]
+    return _keys(secret_hash, nonce)[_KEY_BYTES : 2 * _KEY_BYTES]
+
+
+def ice_key(secret_hash: bytes, nonce: bytes) -> bytes:
+    """Of which both sides make the names and passwords of their ICE checks: 32 bytes."""
+    return _keys(secret_hash, nonce)[2 * _KEY_BYTES :]
 
 
 def _tag(secret_hash: bytes, nonce: bytes, body: bytes) -> bytes:
@@ -112,30 +134,43 @@ def _tag(secret_hash: bytes, nonce: bytes, body: bytes) -> bytes:
 
 
 def _keys(secret_hash: bytes, nonce: bytes) -> bytes:
-    return HKDF(SHA256(), 2 * _KEY_BYTES, salt=nonce, info=_CONTEXT).derive(secret_hash)
+    return HKDF(SHA256(), 3 * _KEY_BYTES, salt=nonce, info=_CONTEXT).derive(secret_hash)
 
 
 def _parse(data: bytes) -> Reply:
     """The check was right, so what is wrong here was made wrong, or by a later mesh."""
-    newer = BadReply("the reply code was made by a newer mesh: update this one, then try again")
-    if data[:1] != bytes([VERSION]):
-        raise newer
-    broken = BadReply("the reply code says nothing that makes sense: make a new one")
+    if not data or data[0] not in (VERSION, VERSION_WITH_PLACES):
+        raise BadReply("the reply code was made by a newer mesh: update this one, then try again")
     if len(data) < _HEAD.size + _TAG_BYTES:
-        raise broken
-    _, invite, nonce, nat, count = _HEAD.unpack_from(data)
-    rest = data[_HEAD.size : -_TAG_BYTES]
+        raise _senseless()
+    version, invite, nonce, nat = _HEAD.unpack_from(data)
+    addresses, rest = _read_listed(data[_HEAD.size : -_TAG_BYTES], MAX_ADDRESSES)
+    places: tuple[tuple[str, int], ...] = ()
+    if version == VERSION_WITH_PLACES:
+        places, rest = _read_listed(rest, MAX_PLACES)
+    if rest:
+        raise _senseless()
+    v4, v6 = (_NAT_KINDS.get(code, NatKind.UNKNOWN) for code in (nat >> 4, nat & 15))
+    return Reply(invite, nonce, addresses, v4, v6, places, signed=data)
+
+
+def _read_listed(data: bytes, most: int) -> tuple[tuple[tuple[str, int], ...], bytes]:
+    """A list of addresses, and what follows it."""
+    count, rest = data[:1], data[1:]
+    if not count or count[0] > most:
+        raise _senseless()
     addresses = []
-    for _ in range(count):
+    for _ in range(count[0]):
         size = _ADDRESS_BYTES.get(rest[0] if rest else 0)
-        if size is None or len(rest) < 1 + size + _PORT.size or count > MAX_ADDRESSES:
-            raise broken
+        if size is None or len(rest) < 1 + size + _PORT.size:
+            raise _senseless()
         (port,) = _PORT.unpack_from(rest, 1 + size)
         if not port:
-            raise broken
+            raise _senseless()
         addresses.append((str(ipaddress.ip_address(rest[1 : 1 + size])), port))
         rest = rest[1 + size + _PORT.size :]
-    if rest:
-        raise broken
-    v4, v6 = (_NAT_KINDS.get(code, NatKind.UNKNOWN) for code in (nat >> 4, nat & 15))
-    return Reply(invite, nonce, tuple(addresses), v4, v6, signed=data)
+    return tuple(addresses), rest
+
+
+def _senseless() -> BadReply:
+    return BadReply("the reply code says nothing that makes sense: make a new one")

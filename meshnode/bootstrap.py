@@ -118,12 +118,9 @@ class Bootstrap:
             with trio.fail_after(JOIN_TIMEOUT_S):
                 return await self._endpoint.connect(token.inviter, token.candidates)
         except DialFailed as error:
-            unheard = any(one.transport == "quic" for one in error.unheard)
-            if not (by_code and unheard and self._replies.wait_s):
+            if not (by_code and self._replies.may_help(error.unheard)):
                 raise
-        heard_at = await self._replies.call_back(token)
-        with trio.fail_after(JOIN_TIMEOUT_S):
-            return await self._endpoint.connect(token.inviter, [heard_at])
+        return await self._replies.call_back(token)
 
     def _tell_going_on(self, token: Token, error: NetworkError) -> None:
         name = self._membership.mesh_name(token.mesh)

@@ -44,7 +44,7 @@ from tunnels.stream import Handler, Stream
 from tunnels.stun import Server
 from tunnels.transports import Surroundings
 from tunnels.turn import IceServers
-from tunnels.webrtc_transport import OVER_SESSION, Swap, WebRtcTransport
+from tunnels.webrtc_transport import PLACELESS, Swap, WebRtcTransport
 
 INTERNAL = frozenset({PATHS, RESERVE, webrtc_transport.SERVICE})
 
@@ -218,6 +218,12 @@ class Endpoint:
             raise TunnelError("this node sends no datagrams (--transport): nothing can be punched")
         return await self._improver.punch(meeting)
 
+    @property
+    def webrtc(self) -> WebRtcTransport | None:
+        """None where it makes no such links, or does not run."""
+        transport = self._linking.transports.get("webrtc")
+        return transport if isinstance(transport, WebRtcTransport) else None
+
     def tell_candidates_changed(self) -> None:
         """For whoever added some."""
         self._own.tell_changed()
@@ -299,7 +305,7 @@ class Endpoint:
     async def _attempt(self, peer: PeerId, candidate: Candidate) -> ProvenLink:
         self._still_running()
         proven = await self._linking.dial(peer, candidate)
-        if candidate != OVER_SESSION:
+        if candidate not in PLACELESS:
             self._redialler.reached(peer, candidate)
         return proven
 
@@ -314,9 +320,8 @@ class Endpoint:
 
     async def _describe(self, stream: Stream) -> None:
         """A peer wants a WebRTC link."""
-        transport = self._linking.transports.get("webrtc")
-        if isinstance(transport, WebRtcTransport):
-            await transport.serve(stream)
+        if self.webrtc is not None:
+            await self.webrtc.serve(stream)
         else:
             stream.reset("this node makes no WebRTC links")
 

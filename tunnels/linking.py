@@ -17,7 +17,7 @@ from tunnels.network import HostNetwork, Network
 from tunnels.peer import Candidate, PeerId
 from tunnels.session import Session
 from tunnels.transports import TRANSPORTS, Surroundings
-from tunnels.webrtc_transport import OVER_SESSION
+from tunnels.webrtc_transport import PLACELESS
 
 ACCEPT_TIMEOUT_S = 5.0  # from a stranger's first datagram to its proof
 
@@ -80,7 +80,7 @@ class Linking:
         allowed = candidate.transport in self._kinds.met_over
         if transport is None or not (allowed or self._is_relay(peer)):
             raise TunnelError(f"not tried: this node links over {self._kinds} only")
-        refusal = None if candidate == OVER_SESSION else self.refusal(candidate.host)
+        refusal = None if candidate in PLACELESS else self.refusal(candidate.host)
         if refusal is not None:
             raise TunnelError(refusal)
         link = await transport.dial(candidate, peer)

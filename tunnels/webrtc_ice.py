@@ -5,12 +5,15 @@ Lives on the asyncio island; imported when the first link is made, since aiortc 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 
 import aioice
 from aioice.ice import StunProtocol, TransportPolicy
-from aioice.stun import Message
+from aioice.stun import Class, Message, Method, TransactionError
+from aioice.turn import TurnClientMixin
 
+from tunnels.binding import Address
 from tunnels.handshake import Role
 from tunnels.turn import IceServers
 from tunnels.webrtc_description import Credentials, Description, Place, PlaceKind
@@ -20,6 +23,8 @@ MAX_QUEUED = 1024  # datagrams that DTLS has not looked at
 MAX_REMOTE = 32  # addresses of the peer, those it was seen at included
 _KINDS = {"host": PlaceKind.HOST, "srflx": PlaceKind.REFLEXIVE, "relay": PlaceKind.RELAYED}
 _TYPES = {kind: name for name, kind in _KINDS.items()}
+
+log = logging.getLogger(__name__)
 
 
 class IceConnection(aioice.Connection):
@@ -49,6 +54,7 @@ class IceConnection(aioice.Connection):
         self._hosts = [] if servers.relay_only else hosts
         self._may_contact = may_contact
         self.is_deaf: Callable[[], bool] = lambda: False
+        self.on_early_check: Callable[[], object] = lambda: None
         self.bytes_in = 0
         self.bytes_out = 0
 
@@ -86,6 +92,23 @@ class IceConnection(aioice.Connection):
                 )
         await self.connect()
 
+    async def let_in(self, addresses: Iterable[Address]) -> None:
+        """Have our TURN server take what comes from these hosts, whatever its port, for another
+        300 s (RFC 8656 section 9); and keep open what is between the server and us. A host gets
+        a datagram of 20 bytes the first time, that is all."""
+        for turn in map(_turn_of, self._protocols):
+            for address in addresses if turn is not None else ():
+                assert turn is not None
+                try:
+                    channel = turn.peer_to_channel.get(address)
+                    if channel is None:
+                        indication = Message(Method.BINDING, Class.INDICATION)
+                        await turn.send_data(bytes(indication), address)
+                    else:
+                        await turn.channel_bind(channel, address)
+                except (TransactionError, ConnectionError) as error:
+                    log.debug("the TURN server lets %s not in: %s", address[0], error)
+
     async def send(self, data: bytes) -> None:
         """aioice's own, without two coroutines on the way."""
         pair = self._nominated.get(1)
@@ -121,3 +144,11 @@ class IceConnection(aioice.Connection):
         known = any(one.port == addr[1] and one.host == addr[0] for one in self._remote_candidates)
         if known or (len(self._remote_candidates) < MAX_REMOTE and self._may_contact(addr[0])):
             super().request_received(message, addr, protocol)
+            if self._early_checks:  # of those who know our password, before we `meet` them
+                self.on_early_check()
+
+
+def _turn_of(protocol: StunProtocol) -> TurnClientMixin | None:
+    """aioice's client of the TURN server through which it sends; aioice itself refreshes what it
+    has asked of the server when something is sent, and then too seldom for RFC 8656."""
+    return getattr(protocol.transport, "_TurnTransport__inner_protocol", None)

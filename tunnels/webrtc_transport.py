@@ -9,14 +9,19 @@ over every other kind.
 from __future__ import annotations
 
 import importlib
+import ipaddress
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import trio
 
 from tunnels._asyncio_island import Island
 from tunnels.allowance import Budget, Rate
+from tunnels.binding import Address
+from tunnels.dial import is_private
 from tunnels.errors import BadFrame, LinkClosed, TunnelError
 from tunnels.gate import ServiceLimits
 from tunnels.handshake import Role
@@ -30,6 +35,7 @@ from tunnels.webrtc_description import (
     MAX_BYTES,
     Description,
     Place,
+    PlaceKind,
     agreed,
     encode,
     fresh,
@@ -47,6 +53,12 @@ LIMITS = ServiceLimits(
 SWAP_S = 10.0
 OVER_SESSION = Candidate("webrtc", "0.0.0.0", 9, "session")  # noqa: S104 - no address: RFC 8839
 """Not a place: the peer is asked, over the session with it, where it can be met."""
+AT_OUR_TURN_SERVER = Candidate("webrtc", "0.0.0.0", 9, "waiting")  # noqa: S104 - no address
+"""Not a place: we wait for it ourselves (`wait_at_turn`)."""
+PLACELESS = (OVER_SESSION, AT_OUR_TURN_SERVER)
+COME_S = 8.0  # from a code to a link
+REFRESH_S = 20.0  # NATs forget UDP after 30 s, and a TURN server whom to let in after 300
+MAX_LET_IN = 8
 
 Swap = Callable[[bytes], Awaitable[bytes]]
 
@@ -112,6 +124,41 @@ class Meeting:
         self.link.close(CloseCode.REFUSED, "given up")
 
 
+class Waiting:
+    """Our side of a link, at our TURN server, until somebody comes there who holds the key. It
+    costs the server one allocation, until `close`."""
+
+    def __init__(
+        self, meeting: Meeting, island: Island, may_contact: Callable[[str], bool]
+    ) -> None:
+        found = meeting.ours.places[0]
+        self.place: Address = (found.host, found.port)
+        self.meeting = meeting
+        self._island = island
+        self._may_contact = may_contact
+        self._called = trio.Event()
+        meeting.link.stack.ice.on_early_check = lambda: island.tell(self._called.set)
+
+    async def let_in(self, addresses: Iterable[Address]) -> None:
+        """Keep the server open for what comes from these hosts, until cancelled. Private ones are
+        others at the server than here, unless it is private itself."""
+        by_host = {host: (host, port) for host, port in addresses if self._may_come_from(host)}
+        # Who has no UDP comes through a server too, and maybe through this one.
+        known = [self.place, *list(by_host.values())[:MAX_LET_IN]]
+        while True:
+            await self._island.run(self.meeting.link.stack.ice.let_in, known)
+            await trio.sleep(REFRESH_S)
+
+    def _may_come_from(self, host: str) -> bool:
+        theirs, ours = ipaddress.ip_address(host), ipaddress.ip_address(self.place[0])
+        strays = is_private(theirs) and not is_private(ours)
+        return theirs.version == ours.version and not strays and self._may_contact(host)
+
+    async def called(self) -> None:
+        """Somebody with the key is there: dial AT_OUR_TURN_SERVER."""
+        await self._called.wait()
+
+
 class WebRtcTransport:
     """I make WebRTC links.
 
@@ -139,6 +186,8 @@ class WebRtcTransport:
         self._servers = servers
         self._island = Island(nursery)
         self._meeting: dict[PeerId, Meeting] = {}
+        self._coming: set[bytes] = set()
+        self._waiting: dict[PeerId, Waiting] = {}
 
     @property
     def port(self) -> int | None:
@@ -147,8 +196,13 @@ class WebRtcTransport:
     async def run(self) -> None:
         """Nothing comes unasked."""
 
-    async def dial(self, candidate: Candidate, expect: PeerId) -> WebRtcLink:  # noqa: ARG002
+    async def dial(self, candidate: Candidate, expect: PeerId) -> WebRtcLink:
         """Raises LinkClosed, HandshakeFailed, BadFrame."""
+        if candidate == AT_OUR_TURN_SERVER:
+            waiting = self._waiting.pop(expect, None)
+            if waiting is None:
+                raise LinkClosed("not tried: nobody is waited for at a TURN server")
+            return await waiting.meeting.connect(waiting.meeting.meant_by(()))
         swap = self._swap_with(expect)
         if swap is None:
             raise LinkClosed("not tried: a WebRTC link begins over another link to the same node")
@@ -180,9 +234,80 @@ class WebRtcTransport:
             await stream.send_all(await self.answer_untrusted(stream.peer, offer))
             await stream.send_eof()
 
-    async def prepare(self, peer: PeerId, role: Role, key: bytes | None = None) -> Meeting:
-        """Gather our addresses for a link with `peer`. key: 32 secret bytes that both sides hold,
-        where nothing but addresses can be swapped (webrtc_description.agreed)."""
+    @property
+    def has_turn(self) -> bool:
+        return self._servers.turn is not None
+
+    @asynccontextmanager
+    async def wait_at_turn(self, peer: PeerId, key: bytes) -> AsyncIterator[Waiting]:
+        """Be at our TURN server while the block lasts, for a peer that is told our place there and
+        holds `key` too. What is not dialled until then is given up. Raises LinkClosed."""
+        if peer in self._waiting:
+            raise LinkClosed("this node waits for that one at its TURN server already")
+        servers = replace(self._servers, stun=(), relay_only=True)
+        meeting = await self.prepare(peer, Role.DIALLER, key, servers)
+        refusal = self._policy()
+        waiting = Waiting(meeting, self._island, lambda host: refusal(host) is None)
+        self._waiting[peer] = waiting
+        try:
+            yield waiting
+        finally:
+            if self._waiting.pop(peer, None) is not None:
+                meeting.cancel()
+
+    async def come_untrusted(self, places: Sequence[Address], key: bytes) -> WebRtcLink:
+        """To somebody who waits at its TURN server and holds `key` too. The link is accepted as
+        any stranger's. Who waits for it here no longer does not end it: which of several ways is
+        taken, the other side says. Raises LinkClosed, HandshakeFailed.
+        """
+        refusal = self._policy()
+        refused = [why for host, _ in places if (why := refusal(host)) is not None]
+        if refused and len(refused) == len(places):
+            raise LinkClosed(refused[0])
+        if len(self._meeting) + len(self._coming) >= MAX_MEETING or key in self._coming:
+            raise LinkClosed("this node is busy making links; try again in ten seconds")
+        self._coming.add(key)
+        give, take = trio.open_memory_channel[WebRtcLink | TunnelError](1)
+        self._nursery.start_soon(self._come, places, key, give.send_nowait)
+        found = await take.receive()
+        if isinstance(found, TunnelError):
+            raise found
+        return found
+
+    async def _come(
+        self,
+        places: Sequence[Address],
+        key: bytes,
+        tell: Callable[[WebRtcLink | TunnelError], None],
+    ) -> None:
+        found: WebRtcLink | TunnelError = LinkClosed(
+            f"nobody was met at the other machine's TURN server in {COME_S:.0f} s"
+        )
+        try:
+            with trio.move_on_after(COME_S):
+                # Nobody is told where we look like being, so nobody is asked.
+                servers = replace(self._servers, stun=())
+                meeting = await self.prepare(places[0][0], Role.LISTENER, key, servers)
+                there = [Place(PlaceKind.RELAYED, *one, priority=1) for one in places]
+                found = await meeting.connect(meeting.meant_by(there))
+        except Exception as error:
+            found = error if isinstance(error, TunnelError) else LinkClosed(str(error))
+        finally:
+            self._coming.discard(key)
+        tell(found)
+        if isinstance(found, WebRtcLink) and found.closure is None:
+            await self._accept(found)
+
+    async def prepare(
+        self,
+        peer: Hashable,
+        role: Role,
+        key: bytes | None = None,
+        servers: IceServers | None = None,
+    ) -> Meeting:
+        """Gather our addresses for a link with `peer`, whom it is charged to. key: 32 secret bytes
+        that both sides hold, where nothing but addresses can be swapped
+        (webrtc_description.agreed). servers: fewer than we have."""
         await trio.to_thread.run_sync(importlib.import_module, "tunnels.webrtc_stack")
         from tunnels.webrtc_ice import IceConnection
         from tunnels.webrtc_stack import Stack
@@ -192,7 +317,8 @@ class WebRtcTransport:
 
         async def begin() -> tuple[Stack, Description]:
             ice = IceConnection(
-                role, credentials, hosts, self._servers, lambda host: refusal(host) is None
+                *(role, credentials, hosts, servers or self._servers),
+                lambda host: refusal(host) is None,
             )
             stack = Stack(self._island, role, ice)
             places = await stack.gather()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from discovery.reply import (
     MAX_ADDRESSES,
+    MAX_PLACES,
     MAX_TEXT_CHARS,
     PREFIX,
     BadReply,
     Reply,
     check,
     encode,
+    ice_key,
     parse_untrusted,
     probe_key,
 )
@@ -28,12 +32,25 @@ REPLY = Reply(
     nat_v6=NatKind.NONE,
 )
 CODE = encode(REPLY, HASH)
+AT_TURN = replace(REPLY, places=(("198.51.100.2", 49152),))
 
 
 def test_a_code_comes_back_as_it_went_and_is_short() -> None:
     assert parse_untrusted(CODE) == REPLY
     assert len(CODE) < 150
     assert "\n" not in CODE
+
+
+def test_a_place_at_a_turn_server_costs_a_few_letters_more() -> None:
+    code = encode(AT_TURN, HASH)
+    assert parse_untrusted(code) == AT_TURN
+    assert check(parse_untrusted(code), HASH)
+    assert len(code) - len(CODE) <= 14
+
+
+def test_a_code_without_a_place_is_read_by_a_mesh_that_knows_of_none() -> None:
+    assert parse_untrusted(CODE).signed[0] == 1
+    assert parse_untrusted(encode(AT_TURN, HASH)).signed[0] == 2
 
 
 def test_it_may_be_shouted_and_wrapped() -> None:
@@ -56,17 +73,21 @@ def test_another_address_under_an_old_tag_is_found_out() -> None:
     assert not check(forged, HASH)
 
 
-def test_the_probe_key_is_that_of_this_code_and_not_the_tags() -> None:
-    key = probe_key(HASH, REPLY.nonce)
-    assert len(key) == 32
-    assert key != probe_key(HASH, b"another8")
-    assert key != probe_key(OTHER_HASH, REPLY.nonce)
+def test_each_key_is_that_of_this_code_and_of_one_use() -> None:
+    for key_for in (probe_key, ice_key):
+        key = key_for(HASH, REPLY.nonce)
+        assert len(key) == 32
+        assert key != key_for(HASH, b"another8")
+        assert key != key_for(OTHER_HASH, REPLY.nonce)
+    assert probe_key(HASH, REPLY.nonce) != ice_key(HASH, REPLY.nonce)
 
 
 def test_more_addresses_than_there_is_room_for_are_left_out() -> None:
     many = tuple(("192.0.2.7", 1 + number) for number in range(20))
     reply = Reply(REPLY.invite, REPLY.nonce, many)
     assert parse_untrusted(encode(reply, HASH)).addresses == many[:MAX_ADDRESSES]
+    crowded = replace(REPLY, places=many)
+    assert parse_untrusted(encode(crowded, HASH)).places == many[:MAX_PLACES]
 
 
 def test_every_wrong_letter_and_every_cut_is_told() -> None:
@@ -81,8 +102,9 @@ def coded(data: bytes) -> str:
     return PREFIX + spell(data)
 
 
-def _body(count: int, addresses: bytes) -> bytes:
-    return b"\x01" + bytes(16) + b"\x00" + bytes([count]) + addresses + bytes(16)
+def _body(count: int, addresses: bytes, version: int = 1) -> bytes:
+    head = bytes([version]) + bytes(16) + b"\x00"
+    return head + bytes([count]) + addresses + bytes(16)
 
 
 @pytest.mark.parametrize(
@@ -95,14 +117,19 @@ def _body(count: int, addresses: bytes) -> bytes:
         (PREFIX + "q", "length"),
         (PREFIX, "not whole"),
         (coded(b""), "newer"),
-        (coded(b"\x02" + bytes(60)), "newer"),
-        (coded(b"\x01" + bytes(20)), "no sense|nothing"),
+        (coded(b"\x03" + bytes(60)), "newer"),
+        (coded(b"\x01" + bytes(20)), "nothing"),
+        (coded(b"\x01" + bytes(17 + 16)), "nothing"),
         (coded(_body(1, b"")), "nothing"),
         (coded(_body(1, b"\x05" + bytes(6))), "nothing"),
         (coded(_body(1, b"\x04" + bytes(3))), "nothing"),
         (coded(_body(1, b"\x04\xc0\x00\x02\x01\x00\x00")), "nothing"),
         (coded(_body(9, b"\x04\xc0\x00\x02\x01\x00\x09" * 9)), "nothing"),
         (coded(_body(0, b"\x04")), "nothing"),
+        (coded(_body(0, b"", version=2)), "nothing"),
+        (coded(_body(0, b"\x01\x04", version=2)), "nothing"),
+        (coded(_body(0, b"\x03" + b"\x04\xc0\x00\x02\x01\x00\x09" * 3, version=2)), "nothing"),
+        (coded(_body(0, b"\x00\x00", version=2)), "nothing"),
     ],
 )
 def test_what_is_no_code_is_told_in_a_sentence(text: str, why: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from discovery import reply
@@ -84,10 +85,13 @@ def run_token(data: bytes) -> Token:
 INVITE_HASH = bytes(range(32))
 
 
-def reply_body() -> bytes:
-    places = (("192.0.2.1", 9), ("2001:db8::1", 7))
-    code = reply.encode(reply.Reply(b"invite-1", b"nonce--1", places), INVITE_HASH)
-    return read_untrusted(code[len(reply.PREFIX) :])[0]
+def reply_bodies() -> list[bytes]:
+    """Of a code, and of one with a place at a TURN server."""
+    addresses = (("192.0.2.1", 9), ("2001:db8::1", 7))
+    plain = reply.Reply(b"invite-1", b"nonce--1", addresses)
+    at_turn = replace(plain, places=(("198.51.100.2", 49152),))
+    codes = [reply.encode(one, INVITE_HASH) for one in (plain, at_turn)]
+    return [read_untrusted(code[len(reply.PREFIX) :])[0] for code in codes]
 
 
 def seal_reply(body: bytes) -> bytes:
@@ -99,7 +103,7 @@ def run_reply(data: bytes) -> reply.Reply:
     again = reply.parse_untrusted(reply.encode(found, INVITE_HASH))
     check(again == found, "a reply code reads back")
     check(
-        not reply.check(found, INVITE_HASH) or found.signed == reply_body(),
+        not reply.check(found, INVITE_HASH) or found.signed in reply_bodies(),
         "nobody without the secret makes a code that holds",
     )
     return found
@@ -216,7 +220,7 @@ PARSERS = (
         format=SealedFormat(seal_token),
     ),
     Parser(
-        *("reply code", (reply.BadReply,), lambda: [reply_body()], run_reply),
+        *("reply code", (reply.BadReply,), reply_bodies, run_reply),
         format=SealedFormat(seal_reply),
     ),
     Parser("grant", (GrantError,), grant_seeds, run_grant),

@@ -124,20 +124,29 @@ class Party:
 
 @asynccontextmanager
 async def party(
-    folder: Path, host: FakeHost, name: str, *, carries: Carries = Carries.INTRODUCTIONS
+    folder: Path,
+    host: FakeHost | None,
+    name: str,
+    *,
+    carries: Carries = Carries.INTRODUCTIONS,
+    **more: Any,
 ) -> AsyncIterator[Party]:
-    """A node on the home `folder/name` while the block lasts, or until it is stopped."""
+    """A node on the home `folder/name` while the block lasts, or until it is stopped. host: None
+    for the loopback of this machine. more: for its Endpoint."""
     with Home(folder / name) as home:
         identity = Identity.load_or_create(home.folder / "node.key")
         wall = Wall()
         members = Membership(home, identity, name, wall)
-        endpoint = Endpoint(identity, authorize=members.authorize, network=host, carries=carries)
+        where = (None, PORT) if host else ("127.0.0.1", 0)
+        endpoint = Endpoint(
+            identity, authorize=members.authorize, network=host, carries=carries, **more
+        )
         events: list[Event] = []
         kept = Connections(endpoint, members, events.append)
         kept.offer_services()
         async with trio.open_nursery() as block:
             nursery = await block.start(_nursery_of_its_own)
-            await nursery.start(endpoint.run, None, PORT)
+            await nursery.start(endpoint.run, *where)
             yield Party(name, home, endpoint, members, kept, nursery, wall, events)
             block.cancel_scope.cancel()
 

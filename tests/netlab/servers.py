@@ -12,7 +12,9 @@ from pathlib import Path
 from tests.netlab.netns import Namespace
 
 UP_WITHIN_S = 30.0
-_COTURN = "-n --no-cli --no-tls --no-dtls --stun-only --no-rfc5780 --log-file=stdout -m 1"
+_COTURN = "-n --no-cli --no-tls --no-dtls --no-rfc5780 --log-file=stdout -m 1"
+TURN_USER, TURN_PASSWORD = "lab", "correct horse"
+_TURN = ("-a", "-r", "lab", "-u", f"{TURN_USER}:{TURN_PASSWORD}")
 _UPNP_TABLE = """
 table inet upnp {
  chain forward {
@@ -64,11 +66,14 @@ def can_run(*programs: str) -> bool:
     return all(_program(name) for name in programs)
 
 
-def coturn(space: Namespace, hosts: list[str], port: int, folder: Path) -> Server:
-    """It answers STUN on all of `hosts`."""
+def coturn(
+    space: Namespace, hosts: list[str], port: int, folder: Path, *, carries: bool = False
+) -> Server:
+    """It answers STUN on all of `hosts`. carries: TURN too, for TURN_USER."""
     listen = [option for host in hosts for option in ("-L", host)]
     files = [f"--userdb={folder / 'turn.db'}", f"--pidfile={folder / 'turn.pid'}"]
-    command = [_program("turnserver"), *_COTURN.split(), "-p", str(port), *listen, *files]
+    serves = _TURN if carries else ("--stun-only",)
+    command = [_program("turnserver"), *_COTURN.split(), *serves, "-p", str(port), *listen, *files]
     server = Server(space, command, folder / "coturn.log")
     server.wait(lambda: all(_answers(space, host, port) for host in hosts))
     return server

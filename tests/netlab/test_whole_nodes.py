@@ -16,7 +16,7 @@ import trio
 from meshnode.demo.nodes import NodeProcess, invite_token, open_node, write_token
 from tests.conftest import require
 from tests.netlab.netns import Namespace
-from tests.netlab.servers import can_run, coturn
+from tests.netlab.servers import TURN_PASSWORD, TURN_USER, can_run, coturn
 from tests.netlab.topology import STUN, STUN_PORT, Internet, internet
 
 pytestmark = [pytest.mark.engine, pytest.mark.netlab]
@@ -28,10 +28,10 @@ BODY = {"messages": [QUESTION], "max_tokens": 24, "temperature": 0}
 
 @pytest.fixture
 def net(tmp_path: Path) -> Iterator[Internet]:
-    """With servers that say how a node looks from outside."""
+    """With servers that say how a node looks from outside, and carry for who has the password."""
     require("coturn", can_run("turnserver"), "needs coturn (./just setup)")
     with internet() as laid:
-        server = coturn(laid.servers, list(STUN), STUN_PORT, tmp_path)
+        server = coturn(laid.servers, list(STUN), STUN_PORT, tmp_path, carries=True)
         try:
             yield laid
         finally:
@@ -134,6 +134,28 @@ async def test_both_behind_routers_and_no_relay(net: Internet, tmp_path: Path) -
     ):
         await accept(await server.wait_event("reply"), there.host, tmp_path / "worker")
         await answers_over(server, here.host, "quic")
+
+
+async def test_no_port_can_be_guessed_and_a_turn_server_carries(
+    net: Internet, tmp_path: Path
+) -> None:
+    """Both routers show everybody another port, and no node relays. The joiner has a TURN server,
+    and its place there is in the reply code."""
+    here, there = net.site("sym"), net.site("sym")
+    secret = tmp_path / "turn-password"
+    secret.write_text(TURN_PASSWORD)
+    turn = (
+        "--turn",
+        f"turn:{STUN[0]}:{STUN_PORT},{TURN_USER}",
+        "--turn-password-file",
+        str(secret),
+    )
+    async with (
+        worker_on(there.host, tmp_path) as token,
+        server_on(here.host, tmp_path, token, "--wait-accept", "5m", *turn) as server,
+    ):
+        await accept(await server.wait_event("reply"), there.host, tmp_path / "worker")
+        await answers_over(server, here.host, "webrtc")
 
 
 async def test_both_behind_routers_with_a_relay(net: Internet, tmp_path: Path) -> None:
