@@ -12,13 +12,12 @@ from typing import Protocol
 import trio
 
 from tunnels import quic_tuning as tuning
-from tunnels.allowance import Share
 from tunnels.errors import LinkClosed
 from tunnels.handshake import Role
-from tunnels.link import Link, NeverLent
+from tunnels.link import Link
+from tunnels.multiplexed import MultiplexedChannel
 
 UNSENT_BYTES = 256 << 10  # queued in a channel and not yet sent once: beyond, writers wait
-RECEIVE_BYTES = 32 << 10  # handed to a reader at once, so that no peer's bytes stop all others
 MAX_UNACCEPTED = 256  # channels the peer opened that wait for the session: twice what QUIC grants
 
 
@@ -36,57 +35,17 @@ class ChannelledLink(Link, Protocol):
         """Our side has received so many bytes of a channel."""
 
 
-class QuicChannel(NeverLent):
+class QuicChannel(MultiplexedChannel[ChannelledLink]):
     """One bidirectional QUIC stream."""
 
     def __init__(self, link: ChannelledLink, stream_id: int) -> None:
-        self._link = link
+        super().__init__(link)
         self._id = stream_id
-        self._arrived: deque[memoryview] = deque()
-        self.held_bytes = 0  # arrived, and not yet received by our side
-        self._written = 0
-        self._at_end = False
-        self._finished = False  # we send no more
-        self._gone: str | None = None
-        self._readers = trio.lowlevel.ParkingLot()
-        self._writers = trio.lowlevel.ParkingLot()
-
-    @property
-    def link(self) -> ChannelledLink:
-        return self._link
-
-    @property
-    def share(self) -> Share:
-        return self._link.share
 
     def send(self, data: bytes) -> None:
         if not self._finished:
             self._written += len(data)
             self._link.write(self._id, data, end=False)
-
-    async def wait_writable(self) -> None:
-        while not self._writable():
-            await self._writers.park()
-
-    async def receive(self) -> bytes:
-        while not self._arrived:
-            if self._at_end:
-                return b""
-            if self._gone is not None:
-                raise LinkClosed(self._gone)
-            await self._readers.park()
-        pieces = [self._arrived.popleft()]
-        size = len(pieces[0])
-        while self._arrived and size + len(self._arrived[0]) <= RECEIVE_BYTES:
-            pieces.append(self._arrived.popleft())
-            size += len(pieces[-1])
-        if size > RECEIVE_BYTES:  # the one piece that filled a gap
-            self._arrived.appendleft(pieces[0][RECEIVE_BYTES:])
-            pieces = [pieces[0][:RECEIVE_BYTES]]
-            size = RECEIVE_BYTES
-        self.held_bytes -= size
-        self._link.taken(size)
-        return b"".join(pieces)
 
     def finish(self) -> None:
         if not self._finished:
@@ -97,35 +56,16 @@ class QuicChannel(NeverLent):
         self.lose("the channel was reset")
         self._link.reset_channel(self._id)
 
-    # --- called by the link -------------------------------------------------------------
-
-    def feed(self, data: bytes, end: bool) -> None:
-        if data and self._gone is None:
-            self._arrived.append(memoryview(data))
-            self.held_bytes += len(data)
-        self._at_end = self._at_end or end
-        self._readers.unpark_all()
-
     def stop_sending(self) -> None:
         self._finished = True
         self._writers.unpark_all()
 
-    def lose(self, reason: str) -> None:
-        self._finished = True
-        if self._gone is None:
-            self._gone = reason
-        self._readers.unpark_all()
-        self._writers.unpark_all()
-
-    def wake_writers(self) -> None:
-        if self._writers and self._writable():
-            self._writers.unpark_all()
-
-    def _writable(self) -> bool:
-        if self._finished:
-            return True
+    def _has_room(self) -> bool:
         sent = self._link.transmitted_bytes(self._id)
         return sent is None or self._written - sent <= UNSENT_BYTES
+
+    def _taken(self, count: int) -> None:
+        self._link.taken(count)
 
 
 class QuicChannels:

@@ -17,7 +17,8 @@ from tunnels.allowance import WAKE_S, Share
 from tunnels.errors import LinkClosed
 from tunnels.frames import clip_reason
 from tunnels.handshake import Role
-from tunnels.link import LINK_KINDS, CloseCode, Closure, NeverLent
+from tunnels.link import LINK_KINDS, CloseCode, Closure
+from tunnels.multiplexed import MultiplexedChannel
 from tunnels.peer import format_address
 
 if TYPE_CHECKING:  # aiortc is heavy, and comes with the first link
@@ -25,7 +26,6 @@ if TYPE_CHECKING:  # aiortc is heavy, and comes with the first link
 
 UNSENT_BYTES = 128 << 10  # written to a channel, and not yet given to SCTP: beyond, writers wait
 UNPROVEN_BYTES = 64 << 10  # all a stranger may send before it has proven its key
-RECEIVE_BYTES = 32 << 10  # handed to a reader at once
 MAX_UNACCEPTED = 256  # channels the peer opened that wait for the session
 DEAF_AT_MOST_S = 0.02  # a link in debt, before its debt is looked at again
 MAX_REASON_BYTES = 300
@@ -33,28 +33,13 @@ MAX_REASON_BYTES = 300
 log = logging.getLogger(__name__)
 
 
-class WebRtcChannel(NeverLent):
+class WebRtcChannel(MultiplexedChannel["WebRtcLink"]):
     """One data channel."""
 
     def __init__(self, link: WebRtcLink, pipe: Pipe) -> None:
-        self._link = link
+        super().__init__(link)
         self._pipe = pipe
         pipe.ashore = self
-        self._arrived: deque[bytes] = deque()
-        self._written = 0
-        self._at_end = False
-        self._finished = False  # we send no more
-        self._gone: str | None = None
-        self._readers = trio.lowlevel.ParkingLot()
-        self._writers = trio.lowlevel.ParkingLot()
-
-    @property
-    def link(self) -> WebRtcLink:
-        return self._link
-
-    @property
-    def share(self) -> Share:
-        return self._link.share
 
     def send(self, data: bytes) -> None:
         if self._finished:
@@ -63,25 +48,6 @@ class WebRtcChannel(NeverLent):
         self.share.earn(len(data))
         self._link.call(lambda: self._pipe.send(data))
 
-    async def wait_writable(self) -> None:
-        while not self._writable():
-            await self._writers.park()
-
-    async def receive(self) -> bytes:
-        while not self._arrived:
-            if self._at_end:
-                return b""
-            if self._gone is not None:
-                raise LinkClosed(self._gone)
-            await self._readers.park()
-        pieces = [self._arrived.popleft()]
-        size = len(pieces[0])
-        while self._arrived and size + len(self._arrived[0]) <= RECEIVE_BYTES:
-            pieces.append(self._arrived.popleft())
-            size += len(pieces[-1])
-        self._link.taken_bytes += size
-        return b"".join(pieces)
-
     def finish(self) -> None:
         if not self._finished:
             self._finished = True
@@ -89,38 +55,27 @@ class WebRtcChannel(NeverLent):
 
     def reset(self) -> None:
         self.lose("the channel was reset")
-        self._link.taken_bytes += sum(map(len, self._arrived))
+        self._taken(self.held_bytes)
+        self.held_bytes = 0
         self._arrived.clear()
         self._link.call(self._pipe.reset)
 
     # --- told by the island -------------------------------------------------------------
 
-    def feed(self, data: bytes) -> None:
-        if self._gone is None:
-            self._arrived.append(data)
-            self._readers.unpark_all()
-        else:
-            self._link.taken_bytes += len(data)
-
-    def at_end(self) -> None:
-        self._at_end = True
-        self._readers.unpark_all()
+    def feed(self, data: bytes, end: bool = False) -> None:
+        if self._gone is not None:
+            self._taken(len(data))
+        super().feed(data, end)
 
     def lose(self, reason: str) -> None:
-        """What has arrived can still be received."""
-        self._finished = True
-        if self._gone is None:
-            self._gone = reason
-        self._readers.unpark_all()
-        self._writers.unpark_all()
+        super().lose(reason)
         self._link.forget(self)
 
-    def wake_writers(self) -> None:
-        if self._writers and self._writable():
-            self._writers.unpark_all()
+    def _has_room(self) -> bool:
+        return self._written - self._pipe.sent <= UNSENT_BYTES
 
-    def _writable(self) -> bool:
-        return self._finished or self._written - self._pipe.sent <= UNSENT_BYTES
+    def _taken(self, count: int) -> None:
+        self._link.taken_bytes += count
 
 
 class WebRtcLink:

@@ -43,9 +43,7 @@ MAX_WORDS_BYTES = 301
 class Ashore(Protocol):
     """A channel's half on trio's side."""
 
-    def feed(self, data: bytes) -> None: ...
-
-    def at_end(self) -> None: ...
+    def feed(self, data: bytes, end: bool = False) -> None: ...
 
     def lose(self, reason: str) -> None: ...
 
@@ -119,7 +117,7 @@ class Pipe:
             self._stack.island.tell(lambda: self.ashore.feed(data))
         else:
             self._ended = True
-            self._stack.island.tell(lambda: self.ashore.at_end())
+            self._stack.island.tell(lambda: self.ashore.feed(b"", end=True))
             self._close_when_over()
 
     def _on_close(self) -> None:
