@@ -87,8 +87,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def coturn_on_loopback(folder: Path) -> Iterator[Coturn]:
-    """Its certificate is trusted while the block lasts."""
+def coturn_on_loopback(folder: Path, *more: str) -> Iterator[Coturn]:
+    """Its certificate is trusted while the block lasts. more: options of coturn's."""
     program = shutil.which("turnserver", path="/usr/bin:/usr/sbin:/usr/local/bin")
     require("coturn", program is not None, "needs turnserver (./just setup)")
     assert program is not None
@@ -100,7 +100,9 @@ def coturn_on_loopback(folder: Path) -> Iterator[Coturn]:
         *(f"--userdb={folder / 'turn.db'}", f"--pidfile={folder / 'turn.pid'}"),
     )
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([program, *OPTIONS, *ports, *files], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [program, *OPTIONS, *ports, *files, *more], stdout=log, stderr=log
+        )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", str(certificate))
         try:

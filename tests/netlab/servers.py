@@ -69,10 +69,11 @@ def can_run(*programs: str) -> bool:
 def coturn(
     space: Namespace, hosts: list[str], port: int, folder: Path, *, carries: bool = False
 ) -> Server:
-    """It answers STUN on all of `hosts`. carries: TURN too, for TURN_USER."""
+    """It answers STUN on all of `hosts`. carries: TURN too, for TURN_USER; at the first also on
+    port 443, where those come who are let out nowhere else."""
     listen = [option for host in hosts for option in ("-L", host)]
     files = [f"--userdb={folder / 'turn.db'}", f"--pidfile={folder / 'turn.pid'}"]
-    serves = _TURN if carries else ("--stun-only",)
+    serves = (*_TURN, f"--aux-server={hosts[0]}:443") if carries else ("--stun-only",)
     command = [_program("turnserver"), *_COTURN.split(), *serves, "-p", str(port), *listen, *files]
     server = Server(space, command, folder / "coturn.log")
     server.wait(lambda: all(_answers(space, host, port) for host in hosts))

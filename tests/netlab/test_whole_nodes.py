@@ -136,20 +136,19 @@ async def test_both_behind_routers_and_no_relay(net: Internet, tmp_path: Path) -
         await answers_over(server, here.host, "quic")
 
 
-async def test_no_port_can_be_guessed_and_a_turn_server_carries(
-    net: Internet, tmp_path: Path
+@pytest.mark.parametrize(
+    ("joiner", "port", "transport"), [("sym", STUN_PORT, "udp"), ("blocked", 443, "tcp")]
+)
+async def test_nothing_can_be_punched_and_a_turn_server_carries(
+    net: Internet, tmp_path: Path, joiner: str, port: int, transport: str
 ) -> None:
-    """Both routers show everybody another port, and no node relays. The joiner has a TURN server,
-    and its place there is in the reply code."""
-    here, there = net.site("sym"), net.site("sym")
+    """The routers show everybody another port, or let no UDP out, and no node relays. The joiner
+    has a TURN server, and its place there is in the reply code."""
+    here, there = net.site(joiner), net.site("sym")
     secret = tmp_path / "turn-password"
     secret.write_text(TURN_PASSWORD)
-    turn = (
-        "--turn",
-        f"turn:{STUN[0]}:{STUN_PORT},{TURN_USER}",
-        "--turn-password-file",
-        str(secret),
-    )
+    server_uri = f"turn:{STUN[0]}:{port}?transport={transport}"
+    turn = ("--turn", f"{server_uri},{TURN_USER}", "--turn-password-file", str(secret))
     async with (
         worker_on(there.host, tmp_path) as token,
         server_on(here.host, tmp_path, token, "--wait-accept", "5m", *turn) as server,

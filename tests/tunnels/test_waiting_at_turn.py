@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -16,7 +18,7 @@ from tunnels.dial import AddressPolicy
 from tunnels.errors import LinkClosed
 from tunnels.link import CloseCode
 from tunnels.turn import IceServers
-from tunnels.webrtc_transport import AT_OUR_TURN_SERVER
+from tunnels.webrtc_transport import AT_OUR_TURN_SERVER, Waiting
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 SOMEWHERE = (LOOPBACK, 9)
@@ -45,6 +47,11 @@ async def joiner_and_inviter(
         async with trio.open_nursery() as nursery:
             yield side(nursery, "ann", servers), side(nursery, "bob", policy=policy)
             nursery.cancel_scope.cancel()
+
+
+async def knock(visitor: Side, waiting: Waiting) -> None:
+    with contextlib.suppress(LinkClosed):
+        await visitor.transport.come_untrusted([waiting.place], KEY)
 
 
 @pytest.mark.parametrize("transport", ["udp", "tls"])
@@ -97,6 +104,29 @@ async def test_a_host_that_was_not_named_does_not_get_through(coturn: Coturn) ->
     ):
         with pytest.raises(LinkClosed, match="nobody was met"):
             await bob.transport.come_untrusted([waiting.place], KEY)
+
+
+@pytest.mark.parametrize("asked_every_s", [0.5, 60.0])
+async def test_whom_to_let_in_a_server_forgets_unless_it_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_every_s: float
+) -> None:
+    """One that forgets after 2 s, where the standard says 300."""
+    monkeypatch.setattr(webrtc_transport, "REFRESH_S", asked_every_s)
+    monkeypatch.setattr(webrtc_transport, "COME_S", 3.0)
+    forgetful = ("--permission-lifetime=2", "--channel-lifetime=2")
+    with coturn_on_loopback(tmp_path, *forgetful) as server:
+        async with (
+            joiner_and_inviter(server.over("udp")) as (ann, bob),
+            ann.transport.wait_at_turn(bob.identity.peer, KEY) as waiting,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(waiting.let_in, [SOMEWHERE])
+            await trio.sleep(5)  # coturn goes by the clock on the wall
+            nursery.start_soon(knock, bob, waiting)
+            with trio.move_on_after(2) as patience:
+                await waiting.called()
+            assert patience.cancelled_caught is (asked_every_s > 2)
+            nursery.cancel_scope.cancel()
 
 
 async def test_after_the_wait_nothing_is_left_at_the_server(coturn: Coturn) -> None:
