@@ -94,8 +94,8 @@ class Buckets:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def take(self, key: Hashable, now: float) -> bool:
-        return self._bucket(key, now).take(now)
+    def take(self, key: Hashable, now: float, amount: float = 1.0) -> bool:
+        return self._bucket(key, now).take(now, amount)
 
     def spend(self, key: Hashable, now: float, amount: float) -> float:
         """Take `amount`, into debt if need be; how long until that is paid."""

@@ -112,8 +112,8 @@ def plain_host(host: str) -> str:
 
 
 class KnownAddresses:
-    """Where the peer that was sought answered before, the last of them: such an address may be
-    tried more often than one that somebody names."""
+    """Where a peer answered before, the last of them: such an address may be tried more often than
+    one that somebody names."""
 
     def __init__(self) -> None:
         self._known: dict[Address, None] = {}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from tunnels.binding import Address
+from tunnels.binding import Address, KnownAddresses
 from tunnels.stun import is_stun
 from tunnels.udp import DatagramSocket, Unreachable
 
@@ -33,6 +33,7 @@ class SharedSocket:
         self.on_quic: Callable[[Batch], None] = lambda _batch: None
         self.on_stun: Received = lambda _datagram, _sender: None
         self.on_probe: Received = lambda _datagram, _sender: None
+        self.answered = KnownAddresses()  # to a peer's key: what we send is welcome there
         self._socket = socket
         self._adopted: dict[Address, DatagramSocket] = {}
         self._nursery: trio.Nursery | None = None

@@ -42,6 +42,7 @@ from tunnels.session import Session, SessionSetup
 from tunnels.sessions import Sessions
 from tunnels.stream import Handler, Stream
 from tunnels.stun import Server
+from tunnels.stun_port import StunPort
 from tunnels.transports import Surroundings
 from tunnels.turn import IceServers
 from tunnels.webrtc_transport import PLACELESS, Swap, WebRtcTransport
@@ -157,6 +158,7 @@ class Endpoint:
             self._linking.stop()
 
     def _start(self, nursery: trio.Nursery, doors: Doors) -> None:
+        stun = None if doors.datagrams is None else StunPort(doors.datagrams)
         around = Surroundings(
             identity=self.identity,
             network=self._network,
@@ -164,6 +166,7 @@ class Endpoint:
             nursery=nursery,
             accept=self._linking.accept,
             budget=Budget(trio.current_time()),
+            stun=stun,
             policy=self._policy,
             connect=self.connect,
             session=self.session,
@@ -179,7 +182,9 @@ class Endpoint:
             host, refusal = doors.local[0], self._linking.refusal
             puncher = Puncher(doors.datagrams, lambda: self._network.bind(host, 0), refusal)
             self._improver.punch = puncher.punch
-        nursery.start_soon(self.outside.run, doors.datagrams)
+        if stun is not None:
+            nursery.start_soon(stun.run)
+        nursery.start_soon(self.outside.run, stun)
         nursery.start_soon(self._network.watch, self._network_changed)
 
     def _network_changed(self) -> None:

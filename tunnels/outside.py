@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import trio
 
 from tunnels.binding import Address
-from tunnels.demux import SharedSocket
 from tunnels.dial import AddressPolicy
 from tunnels.door import network_of
 from tunnels.meeting import Nats
@@ -132,22 +131,19 @@ class OutsideView:
         self._silent = dict.fromkeys(VERSIONS, SILENT_CHECKS)
         self._check_now.set()
 
-    async def run(self, socket: SharedSocket | None) -> None:
+    async def run(self, port: StunPort | None) -> None:
         """Until cancelled. Returns at once when nobody is asked, or there is no UDP to ask over."""
-        port = None if socket is None else StunPort(socket)
         if port is None or self._servers is None:
             self.known.set()
             self.checked.set()
             return
         self._bound_host = port.local[0]
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(port.run)
-            while True:
-                self._check_now = trio.Event()
-                await self._check(port, self._servers)
-                self.known.set()
-                self.checked.set()
-                await self._hold(port)
+        while True:
+            self._check_now = trio.Event()
+            await self._check(port, self._servers)
+            self.known.set()
+            self.checked.set()
+            await self._hold(port)
 
     async def _check(self, port: StunPort, servers: Collection[Server]) -> None:
         """Each is asked as soon as its address is known: a dead name holds up no other."""

@@ -86,7 +86,9 @@ class Puncher:
         label = probe.label
         self._searches[label] = search
         try:
-            return await search.run()
+            found = await search.run()
+            self._shared.answered.add(found)
+            return found
         except PunchFailed as error:
             raise PunchFailed(f"no direct path: {error}{_why(meeting)}") from None
         finally:

@@ -10,7 +10,8 @@ import math
 import secrets
 import ssl
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
+from typing import TypeVar
 
 import trio
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]
@@ -27,7 +28,7 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 from tunnels import quic_size
 from tunnels import quic_tuning as tuning
 from tunnels.allowance import Budget
-from tunnels.binding import REFUSED, Address, KnownAddresses, unreached
+from tunnels.binding import REFUSED, Address, unreached
 from tunnels.demux import Batch, SharedSocket
 from tunnels.door import Door, Verdict, network_of
 from tunnels.errors import LinkClosed, Refused, WrongPeer
@@ -50,16 +51,23 @@ _VERSION_NEGOTIATION = bytes(4)
 MAX_REMOTE_DATAGRAM_BYTES = 1500  # no node sends larger ones to another machine
 
 
+Result = TypeVar("Result")
+
+
 class QuicTransport:
-    """I own the connections of one socket. `accept` is called for each that a stranger opens;
-    it returns when the stranger has proven itself or is gone. budget: what all links of the node
-    share (allowance.py).
+    """I own the connections of one socket.
+
+    knock: waits until somebody answers at an address, and says whether that is a node
+    (stun_port.py); nothing else goes where no peer has answered yet. accept: called for each
+    connection that a stranger opens; it returns when the stranger has proven itself or is gone.
+    budget: what all links of the node share (allowance.py).
     """
 
     def __init__(
         self,
         identity: Identity,
         socket: SharedSocket,
+        knock: Callable[[Address], Awaitable[bool]],
         nursery: trio.Nursery,
         accept: Accept,
         own_addresses: Callable[[], list[str]],
@@ -70,6 +78,7 @@ class QuicTransport:
         self._own: frozenset[str] = frozenset()
         self._own_until_s = -math.inf
         self._socket = socket
+        self._knock = knock
         self._nursery = nursery
         self._accept = accept
         self._links: dict[bytes, QuicLink] = {}
@@ -77,7 +86,7 @@ class QuicTransport:
         self._budget = budget
         self._tokens = QuicRetryTokenHandler()
         self._unreachable: dict[Address, str] = {}
-        self._answered = KnownAddresses()
+        self._answered = socket.answered
         self._dialling: Counter[Address] = Counter()
         self._refused = trio.lowlevel.ParkingLot()
         socket.on_unreachable = self._on_unreachable
@@ -109,13 +118,25 @@ class QuicTransport:
     async def dial(self, candidate: Candidate, expect: PeerId) -> QuicLink:
         """Raises WrongPeer, LinkClosed (refused, or closed by the other side)."""
         address = (candidate.host, candidate.port)
+        self._dialling[address] += 1
+        try:
+            is_known = address in self._answered or self._is_talked_to(address)
+            if not (is_known or await self._or_refused(address, self._knock(address))):
+                raise LinkClosed("who answers there is not a node")
+            return await self._begin(address, expect)
+        finally:
+            self._dialling[address] -= 1
+            if not self._dialling[address]:
+                del self._dialling[address]
+                self._unreachable.pop(address, None)
+
+    async def _begin(self, address: Address, expect: PeerId) -> QuicLink:
         quic = tuning.BoundedConnection(
-            configuration=self._configuration(is_client=True, remote=candidate.host)
+            configuration=self._configuration(is_client=True, remote=address[0])
         )
         link = self._adopt(quic, Role.DIALLER, address)
         link.urgent = address in self._answered
         self._route_add(link, quic.host_cid)
-        self._dialling[address] += 1
         try:
             quic.connect(VIRTUAL_ADDRESS, now=trio.current_time())
             self._nursery.start_soon(self._run_link, link)
@@ -129,35 +150,50 @@ class QuicTransport:
         except BaseException:
             link.close(CloseCode.REFUSED, "not the peer that was sought")
             raise
-        finally:
-            self._dialling[address] -= 1
-            if not self._dialling[address]:
-                del self._dialling[address]
-                self._unreachable.pop(address, None)
         return link
 
     async def _established(self, link: QuicLink, address: Address) -> None:
         """Until TLS is complete. Raises LinkClosed when the network or the other side says no."""
+
+        async def settled() -> None:
+            async with trio.open_nursery() as nursery:
+
+                async def watch_close() -> None:
+                    await link.closed.wait()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(watch_close)
+                await link.ready.wait()
+                nursery.cancel_scope.cancel()
+
+        await self._or_refused(address, settled())
+        if link.closure is not None:
+            raise LinkClosed(f"closed by the other side: {link.closure.reason}")
+
+    async def _or_refused(self, address: Address, awaited: Awaitable[Result]) -> Result:
+        """Raises Refused, LinkClosed when the network says first that nobody is there."""
+        results = []
 
         async def watch_refusal() -> None:
             while address not in self._unreachable:
                 await self._refused.park()
             nursery.cancel_scope.cancel()
 
-        async def watch_close() -> None:
-            await link.closed.wait()
-            nursery.cancel_scope.cancel()
-
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch_refusal)
-            nursery.start_soon(watch_close)
-            await link.ready.wait()
+            results.append(await awaited)
             nursery.cancel_scope.cancel()
-        if link.closure is not None:
-            raise LinkClosed(f"closed by the other side: {link.closure.reason}")
-        if not link.ready.is_set():
+        if not results:
             reason = self._unreachable[address]
             raise Refused(reason) if reason == REFUSED else LinkClosed(reason)
+        return results[0]
+
+    def _is_talked_to(self, address: Address) -> bool:
+        """By a link that is silent now, maybe."""
+        return any(
+            link.trusted and link.address == address and tuning.path_is_proven(link.quic)
+            for link in self._links.values()
+        )
 
     def _pin(self, link: QuicLink, expect: PeerId) -> None:
         certificate = tuning.peer_certificate(link.quic)
@@ -261,6 +297,8 @@ class QuicTransport:
     async def _hear(self, link: QuicLink, host: str) -> None:
         try:
             await self._accept(link)
+            if link.trusted:
+                self._answered.add(link.address)
         finally:
             self._door.leave(host)
 

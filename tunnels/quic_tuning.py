@@ -320,6 +320,11 @@ def path_address(quic: QuicConnection) -> tuple[str, int]:
     return host, port
 
 
+def path_is_proven(quic: QuicConnection) -> bool:
+    """Whether the other side has answered from there (RFC 9000 section 8.2)."""
+    return bool(quic._network_paths) and quic._network_paths[0].is_validated
+
+
 def idle_deadline(quic: QuicConnection) -> float | None:
     """Moves with every datagram that decrypts."""
     return quic._close_at

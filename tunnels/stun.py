@@ -46,10 +46,13 @@ UNKNOWN_ATTRIBUTE = 420
 FIRST_WAIT_S = 0.25  # half of section 6.2.1's: a far server only gets the question twice
 TRIES = 4
 LAST_WAIT_S = 2.0
-MAX_OPEN = 64
+MAX_OPEN = 256
+SOFTWARE = b"mesh"
+"""What nodes say of themselves to each other, in question and answer: that QUIC is welcome there
+cannot be said of a public server of STUN."""
 
 PER_NETWORK = Rate(per_s=8, burst=32)  # answers
-IN_ALL = Rate(per_s=200, burst=400)
+IN_ALL = Rate(per_s=500, burst=500)  # as many as QUIC's Retry answers: newcomers knock by this
 
 _HEAD = struct.Struct(f">HHI{TRANSACTION_BYTES}s")
 _ATTRIBUTE = struct.Struct(">HH")
@@ -80,6 +83,7 @@ class Attribute(IntEnum):
     PASSWORD_ALGORITHM = 0x001D
     USERHASH = 0x001E
     XOR_MAPPED_ADDRESS = 0x0020
+    SOFTWARE = 0x8022
     FINGERPRINT = 0x8028
 
 
@@ -88,11 +92,13 @@ _KNOWN = frozenset(Attribute)
 
 @dataclass(frozen=True)
 class Request:
-    """`unknown`: attributes in it that its sender wants understood, and that are not."""
+    """`unknown`: attributes in it that its sender wants understood, and that are not. `software`:
+    what its sender calls itself (section 14.14)."""
 
     transaction: bytes
     unknown: tuple[int, ...] = ()
     fingerprint: bool = True
+    software: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ class Success:
     transaction: bytes
     mapped: Address  # the sender of the request as the server saw it
     fingerprint: bool = True
+    software: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -147,10 +154,11 @@ def encode(message: Message) -> bytes:
     """A request goes out without what its `unknown` names."""
     transaction = message.transaction
     if isinstance(message, Request):
-        kind, body = Type.REQUEST, b""
+        kind, body = Type.REQUEST, _software(message)
     elif isinstance(message, Success):
         kind = Type.SUCCESS
-        body = _attribute(Attribute.XOR_MAPPED_ADDRESS, _xored(message.mapped, transaction))
+        mapped = _xored(message.mapped, transaction)
+        body = _attribute(Attribute.XOR_MAPPED_ADDRESS, mapped) + _software(message)
     else:
         kind = Type.FAILURE
         code = bytes((0, 0, message.code // 100, message.code % 100))
@@ -163,6 +171,10 @@ def encode(message: Message) -> bytes:
     if message.fingerprint:
         data += _attribute(Attribute.FINGERPRINT, _fingerprint(data))
     return data
+
+
+def _software(message: Request | Success) -> bytes:
+    return _attribute(Attribute.SOFTWARE, message.software) if message.software else b""
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
@@ -194,13 +206,14 @@ def parse_untrusted(data: bytes) -> Message:
     found = _attributes_untrusted(data)
     unknown = tuple(one for one in found if one < _OPTIONAL_FROM and one not in _KNOWN)
     fingerprint = Attribute.FINGERPRINT in found
+    software = found.get(Attribute.SOFTWARE, b"")
     if kind == Type.REQUEST:
-        return Request(transaction, unknown, fingerprint)
+        return Request(transaction, unknown, fingerprint, software)
     if unknown:
         raise BadFrame("the answer holds an attribute that must be understood, and is not")
     if kind == Type.SUCCESS:
         mapped = _parse_mapped_untrusted(found, transaction)
-        return Success(transaction, mapped, fingerprint)
+        return Success(transaction, mapped, fingerprint, software)
     if kind == Type.FAILURE:
         return Failure(transaction, *_parse_failure_untrusted(found), fingerprint)
     raise BadFrame(f"a STUN message of type {kind:#06x} has no use here")
@@ -273,17 +286,25 @@ class Transactions:
 
     def __init__(self) -> None:
         self._open: dict[bytes, _Question] = {}
+        self._dropped: list[bytes] = []
 
-    def ask(self, server: Address, transaction: bytes, now: float) -> None:
+    def ask(self, server: Address, transaction: bytes, now: float, software: bytes = b"") -> None:
         """Out with the next `advance`. transaction: 12 bytes that nobody can guess. Of more than
-        MAX_OPEN questions the oldest are dropped without a word."""
+        MAX_OPEN questions the oldest are given up."""
         while len(self._open) >= MAX_OPEN:
-            del self._open[next(iter(self._open))]
-        self._open[transaction] = _Question(server, encode(Request(transaction)), now)
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            self._dropped.append(oldest)
+        question = encode(Request(transaction, software=software))
+        self._open[transaction] = _Question(server, question, now)
+
+    def forget(self, transaction: bytes) -> None:
+        """Nobody waits for the answer any more."""
+        self._open.pop(transaction, None)
 
     def advance(self, now: float) -> Turn:
         sends: list[tuple[bytes, Address]] = []
-        silent: list[bytes] = []
+        silent, self._dropped = self._dropped, []
         for transaction, question in list(self._open.items()):
             if now < question.due_at_s:
                 continue
@@ -335,4 +356,5 @@ class Responder:
         transaction, fingerprint = request.transaction, request.fingerprint
         if request.unknown:  # section 6.3.1
             return encode(Failure(transaction, UNKNOWN_ATTRIBUTE, request.unknown, fingerprint))
-        return encode(Success(transaction, sender, fingerprint))
+        software = SOFTWARE if request.software == SOFTWARE else b""
+        return encode(Success(transaction, sender, fingerprint, software))

@@ -1,17 +1,26 @@
-"""STUN over the node's one UDP socket: our questions, repeated until answered, and others'."""
+"""STUN over the node's one UDP socket: our questions, repeated until answered, and others'.
+
+Servers are asked how we look from outside; any address, whether a node is there (`knock`), with a
+question of 64 bytes: QUIC's first datagram has 1,200, is repeated, and would go to whomever a peer
+names.
+"""
 
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from dataclasses import dataclass, field
 
 import trio
 
 from tunnels.binding import Address
+from tunnels.consent import Knocks
 from tunnels.demux import SharedSocket
 from tunnels.errors import BadFrame
 from tunnels.stun import (
+    SOFTWARE,
     TRANSACTION_BYTES,
+    Failure,
     Request,
     Responder,
     Success,
@@ -24,7 +33,7 @@ from tunnels.stun import (
 @dataclass
 class _Question:
     over: trio.Event = field(default_factory=trio.Event)
-    mapped: Address | None = None
+    answer: Success | Failure | None = None
 
 
 class StunPort:
@@ -37,15 +46,19 @@ class StunPort:
         self._transactions = Transactions()
         self._questions: dict[bytes, _Question] = {}
         self._asked = trio.Event()
+        self._knocks = Knocks()
+        self._doors: Counter[Address] = Counter()  # being knocked at
         self._responder = Responder(trio.current_time())
         socket.on_stun = self._on_stun
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            turn = self._transactions.advance(trio.current_time())
+            now = trio.current_time()
+            turn = self._transactions.advance(now)
             for datagram, server in turn.sends:
-                self._socket.send([datagram], server)
+                if server not in self._doors or self._knocks.take(server, len(datagram), now):
+                    self._socket.send([datagram], server)
             for transaction in turn.silent:
                 self._close(transaction, None)
             with trio.move_on_at(self._transactions.next_deadline()):
@@ -54,20 +67,39 @@ class StunPort:
 
     async def ask(self, server: Address) -> Address | None:
         """What it saw; None when it is silent, or says that it will not answer."""
+        answer = await self._answer(server)
+        return answer.mapped if isinstance(answer, Success) else None
+
+    async def knock(self, address: Address) -> bool:
+        """Until somebody answers there; whether that is a node."""
+        answer = None
+        self._doors[address] += 1
+        try:
+            while answer is None:
+                answer = await self._answer(address, SOFTWARE)
+        finally:
+            self._doors -= Counter((address,))
+            if address not in self._doors:
+                now = trio.current_time()
+                self._knocks.over(address, now, answered=answer is not None)
+        return isinstance(answer, Success) and answer.software == SOFTWARE
+
+    async def _answer(self, server: Address, software: bytes = b"") -> Success | Failure | None:
         transaction = secrets.token_bytes(TRANSACTION_BYTES)
         question = self._questions[transaction] = _Question()
-        self._transactions.ask(server, transaction, trio.current_time())
+        self._transactions.ask(server, transaction, trio.current_time(), software)
         self._asked.set()
         try:
             await question.over.wait()
         finally:
             del self._questions[transaction]
-        return question.mapped
+            self._transactions.forget(transaction)
+        return question.answer
 
-    def _close(self, transaction: bytes, mapped: Address | None) -> None:
+    def _close(self, transaction: bytes, answer: Success | Failure | None) -> None:
         question = self._questions.get(transaction)
         if question is not None:  # else who asked has given up
-            question.mapped = mapped
+            question.answer = answer
             question.over.set()
 
     def _on_stun(self, datagram: bytes, sender: Address) -> None:
@@ -81,4 +113,4 @@ class StunPort:
         except BadFrame:
             return
         if not isinstance(said, Request) and self._transactions.settle(said, sender):
-            self._close(said.transaction, said.mapped if isinstance(said, Success) else None)
+            self._close(said.transaction, said)

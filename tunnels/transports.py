@@ -17,6 +17,7 @@ from tunnels.peer import Candidate, PeerId
 from tunnels.quic_transport import QuicTransport
 from tunnels.relay_transport import RelayTransport
 from tunnels.session import Session
+from tunnels.stun_port import StunPort
 from tunnels.tcp_transport import TcpTransport
 from tunnels.turn import IceServers
 from tunnels.webrtc_transport import Swap, WebRtcTransport
@@ -28,8 +29,8 @@ class Surroundings:
 
     accept: called for each link that a stranger opens; it returns when the stranger has proven
     itself or is gone. connect, session: the endpoint's. budget: what all links of the node share
-    (allowance.py). own_hosts: where peers may reach us. swap_with: see webrtc_transport.py. ice:
-    servers that help WebRTC.
+    (allowance.py). stun: None where there is no UDP. own_hosts: where peers may reach us.
+    swap_with: see webrtc_transport.py. ice: servers that help WebRTC.
     """
 
     identity: Identity
@@ -38,6 +39,7 @@ class Surroundings:
     nursery: trio.Nursery
     accept: Accept
     budget: Budget
+    stun: StunPort | None
     policy: AddressPolicy
     connect: Callable[[PeerId, Sequence[Candidate]], Awaitable[Session]]
     session: Callable[[PeerId], Session | None]
@@ -58,9 +60,11 @@ class TransportKind:
 
 def _quic(around: Surroundings) -> Transport:
     assert around.doors.datagrams is not None
+    assert around.stun is not None
     return QuicTransport(
         around.identity,
         around.doors.datagrams,
+        around.stun.knock,
         around.nursery,
         around.accept,
         around.network.interface_addresses,

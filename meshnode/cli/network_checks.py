@@ -22,6 +22,7 @@ from tunnels.network import HostNetwork, reachable_hosts
 from tunnels.outside import OutsideView
 from tunnels.peer import NatKind, format_address
 from tunnels.stun import Server
+from tunnels.stun_port import StunPort
 
 LOOK_S = 12.0
 CONNECT_S = 3.0
@@ -47,11 +48,16 @@ async def look(servers: Collection[Server], relays: Collection[Address], *, port
     """Asks them all at once, from a socket of its own. Raises ListenFailed."""
     network = HostNetwork()
     view = OutsideView(network, servers, peers=lambda: relays)
+    by_udp: set[Address] = set()
     by_tcp: set[Address] = set()
     found: list[PortMapStatus] = []
 
     async def ask_router() -> None:
         found.append(await survey(network))
+
+    async def ask(relay: Address) -> None:
+        if await port.ask(relay):
+            by_udp.add(relay)
 
     async def connect(relay: Address) -> None:
         with contextlib.suppress(LinkClosed), trio.move_on_after(CONNECT_S):
@@ -60,20 +66,23 @@ async def look(servers: Collection[Server], relays: Collection[Address], *, port
 
     async with trio.open_nursery() as watching:
         socket = SharedSocket(network.bind(None, 0))
+        port = StunPort(socket)
         watching.start_soon(socket.run)
-        watching.start_soon(view.run, socket)
+        watching.start_soon(port.run)
+        watching.start_soon(view.run, port)
         with trio.move_on_after(LOOK_S):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(view.checked.wait)
                 if portmap:
                     nursery.start_soon(ask_router)
                 for relay in relays:
+                    nursery.start_soon(ask, relay)
                     nursery.start_soon(connect, relay)
         watching.cancel_scope.cancel()
         socket.close()
     reached = {
         relay: [
-            *(["UDP"] if view.answers.get(relay) else []),
+            *(["UDP"] if relay in by_udp else []),
             *(["TCP"] if relay in by_tcp else []),
         ]
         for relay in relays

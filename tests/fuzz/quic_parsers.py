@@ -31,7 +31,7 @@ from tests.fuzz.parser import REJECTED, Parser, check
 from tests.fuzz.tunnels_parsers import US
 from tunnels import quic_tuning as tuning
 from tunnels.allowance import Budget
-from tunnels.binding import Address
+from tunnels.binding import Address, KnownAddresses
 from tunnels.door import Door
 from tunnels.link import Link
 from tunnels.quic_transport import ALPN, CID_BYTES, QUIC_VERSION, QuicTransport
@@ -49,6 +49,7 @@ class SilentSocket:
 
     on_unreachable: Any = None
     local: Address = ("192.0.2.1", 1)
+    answered = KnownAddresses()
 
     def __init__(self) -> None:
         self.sent_bytes = 0
@@ -68,11 +69,15 @@ async def _never_accepted(_link: Link) -> None:
     pass
 
 
+async def _never_knocks(_address: Address) -> bool:
+    return False
+
+
 @functools.cache
 def _transport() -> tuple[QuicTransport, SilentSocket]:
     socket = SilentSocket()
     transport = QuicTransport(
-        *(US, cast(Any, socket), cast(trio.Nursery, NoNursery()), _never_accepted),
+        *(US, cast(Any, socket), _never_knocks, cast(trio.Nursery, NoNursery()), _never_accepted),
         lambda: ["192.0.2.1"],
         Budget(trio.current_time()),
     )

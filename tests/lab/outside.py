@@ -106,7 +106,9 @@ class Lab:
         asked = None if servers is None else [Server(one, STUN_PORT) for one in servers]
         view = View(host, asked, lambda: peers, resolve=self.resolve)
         self.nursery.start_soon(shared.run)
-        self.nursery.start_soon(view.run, shared)
+        port = StunPort(shared)
+        self.nursery.start_soon(port.run)
+        self.nursery.start_soon(view.run, port)
         return view, before
 
     def asked_at(self, *hosts: str) -> int:

@@ -47,6 +47,8 @@ MESSAGES: list[Message] = [
     Success(ID, US),
     Success(ID, ("2001:db8::7", 65535)),
     Success(ID, ("192.0.2.3", 1), fingerprint=False),
+    Request(ID, software=b"mesh"),
+    Success(ID, US, software=b"another"),
     Failure(ID, 420, (0x24, 0x7FFF, 0x31)),
     Failure(ID, 699),
 ]
@@ -98,10 +100,14 @@ def test_a_message_reads_back(said: Message) -> None:
 
 
 def test_the_rfcs_own_messages_are_read() -> None:
-    assert parse_untrusted(RFC_REQUEST) == Request(RFC_ID, unknown=(0x24,))
-    assert parse_untrusted(RFC_ANSWER_V4) == Success(RFC_ID, ("192.0.2.1", 32853))
+    assert parse_untrusted(RFC_REQUEST) == Request(
+        RFC_ID, unknown=(0x24,), software=b"STUN test client"
+    )
+    server = b"test vector"
+    v4 = ("192.0.2.1", 32853)
+    assert parse_untrusted(RFC_ANSWER_V4) == Success(RFC_ID, v4, software=server)
     v6 = ("2001:db8:1234:5678:11:2233:4455:6677", 32853)
-    assert parse_untrusted(RFC_ANSWER_V6) == Success(RFC_ID, v6)
+    assert parse_untrusted(RFC_ANSWER_V6) == Success(RFC_ID, v6, software=server)
 
 
 @pytest.mark.parametrize("mapped", [US, ("2001:db8::7", 443)])
@@ -224,11 +230,33 @@ def test_questions_do_not_pile_up() -> None:
     questions = Transactions()
     for number in range(MAX_OPEN + 3):
         questions.ask(SERVER, number.to_bytes(12, "big"), 0.0)
-    assert len(questions.advance(0.0).sends) == MAX_OPEN
-    assert not questions.settle(Success(bytes(12), US), SERVER), "the oldest are dropped"
+    turn = questions.advance(0.0)
+    assert len(turn.sends) == MAX_OPEN
+    dropped = tuple(number.to_bytes(12, "big") for number in range(3))
+    assert turn.silent == dropped, "the oldest are dropped, and nobody waits for them"
+    assert not questions.settle(Success(dropped[0], US), SERVER)
+    assert not questions.advance(0.0).silent
+
+
+def test_a_question_that_is_forgotten_is_not_repeated() -> None:
+    questions = Transactions()
+    questions.ask(SERVER, ID, 0.0)
+    questions.forget(ID)
+    questions.forget(ID)
+    assert questions.next_deadline() == math.inf
+    assert not questions.advance(0.0).sends
 
 
 # --- answering ----------------------------------------------------------------------------------
+
+
+def test_a_node_is_known_to_nodes_alone() -> None:
+    for software in (b"", b"another", stun.SOFTWARE):
+        question = encode(Request(ID, software=software))
+        answer = Responder(0.0).answer_untrusted(question, US, 0.0)
+        assert answer is not None
+        told = stun.SOFTWARE if software == stun.SOFTWARE else b""
+        assert parse_untrusted(answer) == Success(ID, US, software=told)
 
 
 def test_whoever_asks_is_told_its_address() -> None:
@@ -316,7 +344,10 @@ def test_a_real_server_tells_us_our_address(host: str) -> None:
                     continue
                 break
         assert sender[:2] == (host, port)
-        assert parse_untrusted(data) == Success(ID, (host, ours.getsockname()[1]))
+        answer = parse_untrusted(data)
+        assert isinstance(answer, Success)
+        assert answer.mapped == (host, ours.getsockname()[1])
+        assert answer.software.startswith(b"Coturn"), "and what it is: no node"
 
 
 def _free_port(family: socket.AddressFamily, host: str) -> int:
