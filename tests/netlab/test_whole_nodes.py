@@ -68,12 +68,12 @@ async def relay_on(host: Namespace, folder: Path) -> AsyncIterator[Path]:
 
 @asynccontextmanager
 async def worker_on(
-    host: Namespace, folder: Path, token: Path | None = None
+    host: Namespace, folder: Path, token: Path | None = None, *options: str
 ) -> AsyncIterator[Path]:
     """The file with its token, where it has not joined by another's."""
     join = () if token is None else ("--join-file", str(token))
     async with open_node(
-        *("worker", "--no-mdns", "--no-portmap", "--threads", "1", *ASK_STUN, *join),
+        *("worker", "--no-mdns", "--no-portmap", "--threads", "1", *ASK_STUN, *join, *options),
         name="worker",
         home=folder / "worker",
         log_folder=folder,
@@ -134,6 +134,17 @@ async def test_both_behind_routers_and_no_relay(net: Internet, tmp_path: Path) -
     ):
         await accept(await server.wait_event("reply"), there.host, tmp_path / "worker")
         await answers_over(server, here.host, "quic")
+
+
+async def test_both_behind_routers_and_webrtc_alone(net: Internet, tmp_path: Path) -> None:
+    """What is punched serves to begin it, and for nothing else."""
+    here, there, alone = net.site("home"), net.site("home"), ("--transport", "webrtc")
+    async with (
+        worker_on(there.host, tmp_path, None, *alone) as token,
+        server_on(here.host, tmp_path, token, "--wait-accept", "5m", *alone) as server,
+    ):
+        await accept(await server.wait_event("reply"), there.host, tmp_path / "worker")
+        await answers_over(server, here.host, "webrtc")
 
 
 @pytest.mark.parametrize(
