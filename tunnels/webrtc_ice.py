@@ -19,6 +19,7 @@ from tunnels.turn import IceServers
 from tunnels.webrtc_description import Credentials, Description, Place, PlaceKind
 
 GATHER_S = 2.0  # for STUN and TURN servers to answer; what has not is left out
+REBIND_S = 200  # a TURN server forgets after 300 (RFC 8656 section 9); aioice asks after 500
 MAX_QUEUED = 1024  # datagrams that DTLS has not looked at
 MAX_REMOTE = 32  # addresses of the peer, those it was seen at included
 _KINDS = {"host": PlaceKind.HOST, "srflx": PlaceKind.REFLEXIVE, "relay": PlaceKind.RELAYED}
@@ -67,6 +68,8 @@ class IceConnection(aioice.Connection):
             timeout=GATHER_S,  # type: ignore[arg-type]
         )
         self._local_candidates_end = True
+        for turn in filter(None, map(_turn_of, self._protocols)):
+            turn.channel_refresh_time = REBIND_S
 
     def places(self) -> tuple[Place, ...]:
         """Ours, best first."""
@@ -96,9 +99,8 @@ class IceConnection(aioice.Connection):
         """Have our TURN server take what comes from these hosts, whatever its port, for another
         300 s (RFC 8656 section 9); and keep open what is between the server and us. A host gets
         a datagram of 20 bytes the first time, that is all."""
-        for turn in map(_turn_of, self._protocols):
-            for address in addresses if turn is not None else ():
-                assert turn is not None
+        for turn in filter(None, map(_turn_of, self._protocols)):
+            for address in addresses:
                 try:
                     channel = turn.peer_to_channel.get(address)
                     if channel is None:
@@ -149,6 +151,6 @@ class IceConnection(aioice.Connection):
 
 
 def _turn_of(protocol: StunProtocol) -> TurnClientMixin | None:
-    """aioice's client of the TURN server through which it sends; aioice itself refreshes what it
-    has asked of the server when something is sent, and then too seldom for RFC 8656."""
+    """aioice's client of the TURN server through which it sends, if it does. aioice keeps it to
+    itself, and refreshes what it has asked of the server only when something is sent."""
     return getattr(protocol.transport, "_TurnTransport__inner_protocol", None)

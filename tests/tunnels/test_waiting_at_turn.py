@@ -13,11 +13,12 @@ import trio
 
 from tests.lab.turn import Coturn, coturn_on_loopback, is_taken, until_free
 from tests.lab.webrtc import LOOPBACK, Side, side
-from tunnels import webrtc_transport
+from tunnels import webrtc_ice, webrtc_transport
 from tunnels.dial import AddressPolicy
 from tunnels.errors import LinkClosed
 from tunnels.link import CloseCode
 from tunnels.turn import IceServers
+from tunnels.webrtc import WebRtcLink
 from tunnels.webrtc_transport import AT_OUR_TURN_SERVER, Waiting
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
@@ -52,6 +53,20 @@ async def joiner_and_inviter(
 async def knock(visitor: Side, waiting: Waiting) -> None:
     with contextlib.suppress(LinkClosed):
         await visitor.transport.come_untrusted([waiting.place], KEY)
+
+
+async def linked(ann: Side, bob: Side) -> tuple[WebRtcLink, WebRtcLink]:
+    async with (
+        ann.transport.wait_at_turn(bob.identity.peer, KEY) as waiting,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(waiting.let_in, [SOMEWHERE])
+        nursery.start_soon(knock, bob, waiting)
+        await waiting.called()
+        near = await ann.transport.dial(AT_OUR_TURN_SERVER, bob.identity.peer)
+        far = await bob.accepted.receive()
+        nursery.cancel_scope.cancel()
+    return near, far
 
 
 @pytest.mark.parametrize("transport", ["udp", "tls"])
@@ -127,6 +142,20 @@ async def test_whom_to_let_in_a_server_forgets_unless_it_is_asked_again(
                 await waiting.called()
             assert patience.cancelled_caught is (asked_every_s > 2)
             nursery.cancel_scope.cancel()
+
+
+async def test_a_link_outlives_what_a_server_remembers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that forgets after 8 s is asked again by then; consent checks go every 5 s or so."""
+    monkeypatch.setattr(webrtc_ice, "REBIND_S", 1)
+    with coturn_on_loopback(tmp_path, "--permission-lifetime=8", "--channel-lifetime=8") as server:
+        async with joiner_and_inviter(server.over("udp")) as (ann, bob):
+            near, far = await linked(ann, bob)
+            await trio.sleep(12)
+            (await far.open_channel()).send(b"still there")
+            with trio.fail_after(5):
+                assert await (await near.accept_channel()).receive() == b"still there"
 
 
 async def test_after_the_wait_nothing_is_left_at_the_server(coturn: Coturn) -> None:
