@@ -75,6 +75,9 @@ class Acceptor:
         await self._handover.carry(stream, channel, decoder)
 
     async def _accept_stream(self, header: Open, channel: Channel) -> Stream | None:
+        if self._streams.opened_late(header.stream):
+            channel.reset()  # the stream goes on over another link, which was faster
+            return None
         if not self._streams.is_new(header.stream):
             raise BadFrame(f"stream {header.stream} was opened twice")
         answer: Handler | str = "too many streams are open; close some first"
@@ -95,6 +98,7 @@ class Acceptor:
             stream = await self._accept_stream(opened, channel)
             if stream is None:
                 return None
+            self._streams.resumed_unopened(header.stream)
         if stream is None:
             await refuse(channel, Reset(ResetCode.LOST, "this stream is over"))
             return None

@@ -36,6 +36,7 @@ class Streams(Collection[Stream]):
         self._window_bytes = window_bytes
         self._open: dict[tuple[bool, int], Stream] = {}
         self._finished: OrderedDict[tuple[bool, int], None] = OrderedDict()
+        self._overtaken: OrderedDict[int, None] = OrderedDict()
         self._next_number = 0
         self._changed = trio.lowlevel.ParkingLot()
         self._receiving = Pool()
@@ -68,6 +69,16 @@ class Streams(Collection[Stream]):
     def is_new(self, number: int) -> bool:
         """Whether the peer has not opened one under this number yet."""
         return (False, number) not in self._open and (False, number) not in self._finished
+
+    def resumed_unopened(self, number: int) -> None:
+        """The peer's RESUME was here before its OPEN, which it stands for as well."""
+        self._overtaken[number] = None
+        while len(self._overtaken) > REMEMBERED_STREAMS:
+            self._overtaken.popitem(last=False)
+
+    def opened_late(self, number: int) -> bool:
+        """Whether an OPEN that comes now was overtaken by a RESUME. True once."""
+        return self._overtaken.pop(number, False) is None
 
     # --- coming and going ---------------------------------------------------------------
 

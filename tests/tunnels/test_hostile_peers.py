@@ -16,6 +16,7 @@ from tunnels.frames import (
     Open,
     Ping,
     Pong,
+    RecordDecoder,
     Reset,
     Resume,
     encode,
@@ -82,6 +83,32 @@ async def test_opening_a_stream_twice_ends_the_session(
         session = await pair.connect()
         for _ in range(2):
             (await raw_channel(session)).send(encode(Open(7, 99, "echo")))
+        await ends_the_session(pair, session)
+
+
+async def test_a_stream_whose_move_overtakes_its_opening_is_opened_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """No fault of anybody: the link that was slow had lost a packet, the other was faster. A second
+    late OPEN is one."""
+    async with two_nodes() as pair:
+        pair.bob.endpoint.serve("echo", echo)
+        session = await pair.connect()
+        slow, fast, again = [await raw_channel(session) for _ in range(3)]
+        fast.send(encode(Resume(7, 0, 99, "echo")))
+        await trio.sleep(0.1)
+        slow.send(encode(Open(7, 99, "echo")))
+        await trio.sleep(0.1)
+        assert not session.closed.is_set(), session.close_reason
+        fast.send(encode_data(0, b"hello"))
+        heard = RecordDecoder()
+        echoed = b""
+        with trio.fail_after(2):
+            while not echoed:
+                found = heard.feed_untrusted(await fast.receive())
+                echoed = b"".join(bytes(one.payload) for one in found if isinstance(one, Data))
+        assert echoed == b"hello"
+        again.send(encode(Open(7, 99, "echo")))
         await ends_the_session(pair, session)
 
 
