@@ -32,11 +32,11 @@ class Host(Protocol):
 
 
 @dataclass
-class Answer:
-    """As it comes."""
+class Answers:
+    """As they come, one after another."""
 
-    tokens: list[str] = field(default_factory=list)
-    heard_at_s: list[float] = field(default_factory=list)  # time.monotonic
+    each: list[list[str]] = field(default_factory=list)  # its tokens
+    heard_at_s: list[float] = field(default_factory=list)  # each token; time.monotonic
     news: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
     def take(self, line: bytes) -> None:
@@ -45,12 +45,12 @@ class Answer:
             return
         said = json.loads(event)
         assert "error" not in said, said
-        self.tokens.append(said["choices"][0]["text"])
+        self.each[-1].append(said["choices"][0]["text"])
         self.heard_at_s.append(float(at_s))
         self.news.unpark_all()
 
     async def has(self, count: int) -> None:
-        while len(self.tokens) < count:
+        while len(self.heard_at_s) < count:
             await self.news.park()
 
     async def said_after(self, moment_s: float) -> float:
@@ -73,7 +73,7 @@ class Scene:
     node: NodeProcess
     worker: NodeProcess
 
-    async def ask(self, answer: Answer) -> list[str]:
+    async def ask(self, answers: Answers) -> list[str]:
         body = {
             "prompt": "one two three",
             "max_tokens": TOKENS,
@@ -85,6 +85,8 @@ class Scene:
         script = str(Path(__file__).with_name("stream.py"))
         command = [*self.here.prefix, sys.executable, script, f"{URL}/v1/completions"]
         run = partial(trio.run_process, [*command, json.dumps(body)], stdout=subprocess.PIPE)
+        tokens: list[str] = []
+        answers.each.append(tokens)
         async with trio.open_nursery() as nursery:
             process: trio.Process = await nursery.start(run)
             assert process.stdout is not None
@@ -92,27 +94,33 @@ class Scene:
             async for chunk in process.stdout:
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
-                    answer.take(line)
-        return answer.tokens
+                    answers.take(line)
+        return tokens
 
-    async def survives(self, happen: Fault, within_s: float) -> tuple[Answer, float]:
-        """An answer completes during which this happens, and is the undisturbed one. Nobody is told
-        that the worker is lost, and nothing is planned anew. Also how long after the fault the next
-        token came."""
-        undisturbed = await self.ask(Answer())
-        answer, seen = Answer(), len(self.node.events)
+    async def survives(self, happen: Fault, within_s: float) -> tuple[Answers, float]:
+        """An answer completes during which this happens, and is the undisturbed one, and so do
+        those asked for until it is over. Nobody is told that the worker is lost, and nothing is
+        planned anew. Also how long after the fault the next token came."""
+        undisturbed = await self.ask(Answers())
+        answers, is_over, seen = Answers(), trio.Event(), len(self.node.events)
+
+        async def keep_asking() -> None:
+            while not is_over.is_set():
+                await self.ask(answers)
+
         with trio.fail_after(within_s):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.ask, answer)
-                await answer.has(BEFORE)
+                nursery.start_soon(keep_asking)
+                await answers.has(BEFORE)
                 await happen(self)
                 healed_s = time.monotonic()
-                took_s = await answer.said_after(healed_s) - healed_s
+                took_s = await answers.said_after(healed_s) - healed_s
+                is_over.set()
                 print(f"the next token after {took_s:.3f} s")  # pytest -s shows it
-        assert answer.tokens == undisturbed
+        assert all(tokens == undisturbed for tokens in answers.each)
         told = [one["text"] for one in self.node.events[seen:] if one["event"] != "path"]
         assert not any("ready" in text or "lost worker" in text for text in told), told
-        return answer, took_s
+        return answers, took_s
 
 
 Fault = Callable[[Scene], Awaitable[None]]
