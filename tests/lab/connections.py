@@ -195,8 +195,7 @@ class FakeConnection:
 
     def _land(self) -> None:
         if not self._is_through():
-            gone = {self.local[0], self.remote[0]} & self._world.unplugged
-            if not gone and self._era == self._world.era:
+            if not self._is_gone and self._era == self._world.era:
                 self._world.later(trio.current_time() + CUT_RETRY_S, self._land)
             return
         self.other.arrive(self._flying.popleft())
@@ -211,9 +210,13 @@ class FakeConnection:
             self._arrived.append(segment)
         self._readers.unpark_all()
 
+    @property
+    def _is_gone(self) -> bool:
+        """Of its machines, whatever a NAT makes of their addresses."""
+        return bool({self.local[0], self.other.local[0]} & self._world.unplugged)
+
     def _is_through(self) -> bool:
-        gone = {self.local[0], self.remote[0]} & self._world.unplugged
-        return self._era == self._world.era and not (self._world.cut or gone)
+        return self._era == self._world.era and not (self._world.cut or self._is_gone)
 
     def _check(self) -> None:
         if self._closed:

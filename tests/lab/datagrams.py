@@ -151,6 +151,10 @@ class World:
         for address in [one for one in self._sockets if one[0] == host]:
             self._sockets.pop(address).unplugged = True
 
+    def plug_in(self, host: str) -> None:
+        """The machine is back, with nothing of what ran on it."""
+        self.unplugged.discard(host)
+
     def rebind(self, inside: Address, outside: Address) -> None:
         """The NAT before that socket forgets what it knew, and gives it another address."""
         self.seen_as[inside] = outside
@@ -162,6 +166,8 @@ class World:
         [old] = host.addresses
         host.addresses[:] = [address]
         self.unplugged.add(old)
+        if self.internet is not None:
+            self.internet.move(old, address)
         for where in [one for one in self._sockets if one[0] == old]:
             socket = self._sockets.pop(where)
             socket.local = (address, where[1])

@@ -242,6 +242,14 @@ class Internet:
             self.stealthy[addresses[0]] = Memory(TIMEOUT_S)
         return FakeHost(self.world, list(addresses), near)
 
+    def move(self, old: str, new: str) -> None:
+        """The machine has another address, on the same network."""
+        network = self._of_host.pop(old)
+        network.hosts.remove(old)
+        network.hosts.add(new)
+        self._of_host[new] = network
+        self._family[new] = tuple(new if one == old else one for one in self._family.pop(old))
+
     def network_of(self, host: FakeHost) -> Network:
         return self._of_host[host.addresses[0]]
 

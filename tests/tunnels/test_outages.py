@@ -13,6 +13,7 @@ import trio.testing
 
 from tests.lab.datagrams import Weather
 from tests.lab.nodes import Pair, echo, exchange, identity, start_node, two_nodes
+from tests.lab.talks import Talk
 from tests.tunnels.conftest import over_quic
 from tunnels import Candidate, Session, SessionBack, SessionClosed, SessionSilent, Stream
 from tunnels.errors import StreamLost
@@ -25,8 +26,6 @@ pytestmark = pytest.mark.usefixtures("link_kind")
 
 RTT_S = 0.04
 FLOWS_WITHIN_S = 2 * RTT_S + 0.5
-CHUNK = 1000
-EVERY_S = 0.05
 
 
 @asynccontextmanager
@@ -45,40 +44,6 @@ def theirs(pair: Pair) -> Session:
     session = pair.bob.endpoint.session(pair.alice.endpoint.peer)
     assert session is not None
     return session
-
-
-class Talk:
-    """A stream over which bytes go there and back all the time, each looked at."""
-
-    def __init__(self, stream: Stream, seed: int) -> None:
-        self._stream = stream
-        self._dice = random.Random(seed)
-        self._sent = bytearray()
-        self._received = 0
-        self.heard_at_s = 0.0
-        self._news = trio.lowlevel.ParkingLot()
-
-    async def run(self, until: trio.Event) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._hear)
-            while not until.is_set():
-                data = self._dice.randbytes(CHUNK)
-                self._sent += data
-                await self._stream.send_all(data)
-                await trio.sleep(EVERY_S)
-            await self._stream.send_eof()
-        assert self._received == len(self._sent), "not a byte lost or doubled"
-
-    async def heard_after(self, moment_s: float) -> None:
-        while self.heard_at_s <= moment_s:
-            await self._news.park()
-
-    async def _hear(self) -> None:
-        while data := await self._stream.receive_some():
-            assert data == self._sent[self._received : self._received + len(data)]
-            self._received += len(data)
-            self.heard_at_s = trio.current_time()
-            self._news.unpark_all()
 
 
 Fault = Callable[[Pair], Awaitable[None]]
