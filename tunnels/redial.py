@@ -266,7 +266,9 @@ class _Outage:
                 self._tries.add(scope)
                 await self._try(place)
             self._tries.discard(scope)
-            if not scope.cancelled_caught:
+            if scope.cancelled_caught:
+                self._refused_since_s.pop(place, None)  # no answer is no refusal: they do not go on
+            else:
                 with trio.move_on_at(began_s + pause_s):
                     await self._hurry.wait()
 

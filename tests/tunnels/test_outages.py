@@ -327,6 +327,21 @@ async def test_a_machine_whose_port_is_closed_runs_the_peer_no_more(clock: objec
         assert "its process has ended" in (session.close_reason or "")
 
 
+async def test_refusals_with_silence_between_them_prove_nothing(clock: object) -> None:
+    """So a firewall comes up with its machine, or a relay that has restarted twice."""
+    async with pair_of() as pair:
+        session = await pair.connect()
+        places = {(one.host, one.port) for one in pair.bob.endpoint.candidates()}
+        pair.world.cut = True
+        await trio.sleep(5)
+        for _ in range(2):
+            pair.world.refusing |= places
+            await trio.sleep(GONE_AFTER_S / 2)
+            pair.world.refusing -= places
+            await trio.sleep(20)
+        assert not session.closed.is_set(), session.close_reason
+
+
 async def test_another_machines_closed_port_proves_nothing(clock: object) -> None:
     async with pair_of() as pair:
         session = await pair.connect()
