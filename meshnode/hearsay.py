@@ -59,7 +59,7 @@ class Hearsay:
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._follow_membership)
+            nursery.start_soon(self._membership.follow, lambda: self._woken.set())
             while True:
                 woken = self._woken = trio.Event()
                 self._sync()
@@ -70,12 +70,6 @@ class Hearsay:
                 await trio.sleep(LOOK_PAUSE_S)
                 with trio.move_on_at(self._next_look_s()):
                     await woken.wait()
-
-    async def _follow_membership(self) -> None:
-        while True:
-            changed = self._membership.changed
-            self._woken.set()
-            await changed.wait()
 
     def _next_look_s(self) -> float:
         deadlines = [gossip.next_deadline() for gossip in self._gossips.values()]

@@ -268,6 +268,13 @@ class Membership:
         self.changed.set()
         self.changed = trio.Event()
 
+    async def follow(self, wake: Callable[[], object]) -> None:
+        """Call it now, and whenever somebody came, went, or is heard of; until cancelled."""
+        while True:
+            changed = self.changed
+            wake()
+            await changed.wait()
+
 
 class Hearing:
     """I give each peer a share of our time for what it tells: signatures to be looked at, files to

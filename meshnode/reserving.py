@@ -54,7 +54,7 @@ class Reserving:
     async def run(self) -> None:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._follow_membership)
+            nursery.start_soon(self._membership.follow, lambda: self._woken.set())
             while True:
                 woken = self._woken = trio.Event()
                 self._forget_old_pauses()
@@ -68,12 +68,6 @@ class Reserving:
                         nursery.start_soon(self._hold, session, scope)
                 with trio.move_on_after(LOOK_AGAIN_S):
                     await woken.wait()
-
-    async def _follow_membership(self) -> None:
-        while True:
-            changed = self._membership.changed
-            self._woken.set()
-            await changed.wait()
 
     # -- at whom ------------------------------------------------------------------------------
 

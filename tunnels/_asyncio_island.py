@@ -2,8 +2,8 @@
 
 Trio waits and asyncio works: the loop's selector never blocks. It says how long the loop would have
 slept and stops it; meanwhile trio watches the descriptor that the selector itself is (epoll and
-kqueue can be waited for), the loop's next timer, and the UDP sockets. So a datagram costs no second
-thread, whose turns at the interpreter doubled the time of a round trip (docs/decisions/0010).
+kqueue can be waited for), the loop's next timer, and the UDP sockets, which are trio's
+(docs/decisions/0010).
 
 Code of one side never runs in the middle of the other's: calls for asyncio (`call`) are done when
 its loop runs next, calls for trio (`tell`) when the loop has stopped.

@@ -199,7 +199,7 @@ class Association(RTCSctpTransport):
 
     async def _send_sack(self) -> None:
         """One for several packets that came in order, and not alone if something follows soon (RFC
-        9260 section 6.2): half of what a transfer costs otherwise, a quarter of a round trip."""
+        9260 section 6.2): half of what a transfer costs otherwise."""
         self._sack_needed = False
         self._unsacked += 1
         in_order = not (self._sack_misordered or self._sack_duplicates)

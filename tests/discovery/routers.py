@@ -6,6 +6,7 @@ GATEWAY = "192.168.7.1"
 OURS = "192.168.7.20"
 OUTSIDE = "11.22.33.44"
 WAN_IP = "urn:schemas-upnp-org:service:WANIPConnection:1"
+ROOT = "root"  # the element that UPnP wants around all
 IGD = "urn:schemas-upnp-org:device:InternetGatewayDevice:1"
 
 
@@ -22,7 +23,7 @@ def description(
 ) -> bytes:
     url_base = f"<URLBase>{base}</URLBase>" if base else ""
     return (
-        '<?xml version="1.0"?>\r\n<root xmlns="urn:schemas-upnp-org:device-1-0">'
+        f'<?xml version="1.0"?>\r\n<{ROOT} xmlns="urn:schemas-upnp-org:device-1-0">'
         f"{url_base}<specVersion><major>1</major><minor>0</minor></specVersion><device>"
         f"<deviceType>{IGD}</deviceType><friendlyName>Router &amp; more</friendlyName>"
         "<serviceList><service><serviceType>urn:schemas-upnp-org:service:Layer3Forwarding:1"
@@ -30,7 +31,8 @@ def description(
         "<deviceList><device><deviceList><device><serviceList><service>"
         f"<serviceType>{service}</serviceType><SCPDURL>/WANIPCn.xml</SCPDURL>"
         f"<controlURL>{control_url}</controlURL><eventSubURL>/evt</eventSubURL></service>"
-        "</serviceList></device></deviceList></device></deviceList></device></root>"
+        "</serviceList></device></deviceList></device></deviceList></device>"
+        f"</{ROOT}>"
     ).encode()
 
 
