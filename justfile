@@ -77,6 +77,10 @@ engine-edit tree=engine_tree:
 engine-export tree=engine_tree:
     @mesh engine export "$1"
 
+# try the patches on another version of the source: ./just patches-try VERSION [--build]
+patches-try version *args:
+    @mesh engine try-patches "$@"
+
 # all tests, and the coverage of the sans-IO modules; or only those named
 test *args: build (build "--stock")
     #!/bin/sh

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,10 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from meshnode.cli.settings import OFFLINE_VARIABLE
-from meshnode.engine import patch_tree
+from meshnode.engine import patch_tree, patch_trial
 from meshnode.engine.build import BuildOptions, build_engine, find_built
 from meshnode.engine.cache import Engine
-from meshnode.engine.errors import EngineMissing
+from meshnode.engine.errors import EngineMissing, PatchFailed
 from meshnode.engine.info import EngineInfo, engine_info
 from meshnode.engine.source import Progress as OnProgress
 from meshnode.engine.toolchain import Backend
@@ -124,6 +125,40 @@ def check_patches(offline: bool) -> None:
     with _shown_progress() as progress:
         count = patch_tree.check_round_trip(progress, offline=offline)
     click.echo(f"{count} patches: the round trip changed no byte")
+
+
+@engine_group.command("try-patches")
+@click.argument("version")
+@click.option(
+    "--tree",
+    type=click.Path(path_type=Path),
+    help="Keep the git tree in this new folder: to carry over what does not apply.",
+)
+@click.option("--build", "compiles", is_flag=True, help="Compile it too, and keep nothing of that.")
+@fetch_option
+def try_patches(version: str, tree: Path | None, compiles: bool, offline: bool) -> None:
+    """Try the patches on another VERSION of the source."""
+    with tempfile.TemporaryDirectory(prefix="mesh-try-") as scratch:
+        place = tree or Path(scratch) / "tree"
+        with _shown_progress() as progress:
+            tried = patch_trial.try_series(version, place, progress, offline=offline)
+        for one in tried:
+            click.echo(_tried_line(one))
+        failed = sum(one.fit is patch_trial.Fit.FAILED for one in tried)
+        if failed:
+            raise PatchFailed(
+                f"{failed} of {len(tried)} patches do not apply to {version}: carry them over in a "
+                "tree that --tree FOLDER keeps, beginning with the first"
+            )
+        if compiles:
+            with _shown_progress() as progress:
+                patch_trial.compile_tried(place, progress)
+            click.echo(f"with {len(tried)} patches {version} compiles")
+
+
+def _tried_line(one: patch_trial.Tried) -> str:
+    places = [f"{file} ({count})" if count else f"{file} (all)" for file, count in one.places]
+    return f"{one.patch}: {one.fit.value}" + (f", {', '.join(places)}" if places else "")
 
 
 def ensure_engine(*, offline: bool) -> Engine:

@@ -62,9 +62,7 @@ def edit(tree: Path, progress: Progress, *, offline: bool = False) -> int:
     source = open_source(named, series.upstream, progress, offline=offline)
     progress(0, 0, f"laying out {source.origin}")
     tree.mkdir(parents=True)
-    for path in tree_files(source.tree):
-        (tree / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source.tree / path, tree / path)
+    copy_tree(source.tree, tree)
     _commit_pristine(tree)
     for patch in series.patches:
         progress(0, 0, patch.name)
@@ -77,12 +75,12 @@ def export(tree: Path, folder: Path | None = None) -> tuple[str, ...]:
     _require_git()
     if not (tree / ".git").is_dir():
         raise UsageError(f"{tree} is no edited engine tree: make one with `./just engine-edit`")
-    if _git(tree, "status", "--porcelain").strip():
+    if run_git(tree, "status", "--porcelain").strip():
         raise UsageError(f"{tree} has changes that are not committed: commit or discard them first")
     series = read_series()
     target = folder or series.folder
     with tempfile.TemporaryDirectory(prefix="mesh-export-") as scratch:
-        _git(tree, *_FORMAT_PATCH, "-o", scratch)
+        run_git(tree, *_FORMAT_PATCH, "-o", scratch)
         written = sorted(Path(scratch).glob("*.patch"))
         changed = _replace_patches(target, written)
     listed = "".join(f"{patch.name}\n" for patch in written)
@@ -140,19 +138,29 @@ def _replace_patches(target: Path, written: Sequence[Path]) -> tuple[str, ...]:
     return tuple(changed)
 
 
-def _commit_pristine(tree: Path) -> None:
-    _git(tree, "-c", "init.defaultBranch=mesh", "init", "-q")
-    for key, value in _SETTINGS.items():
-        _git(tree, "config", key, value)
-    _git(tree, "add", "-A", "-f")  # -f: upstream's .gitignore hides files that upstream tracks
+def copy_tree(source: Path, target: Path) -> None:
+    for path in tree_files(source):
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / path, target / path)
+
+
+def commit_all(tree: Path, message: str) -> None:
+    run_git(tree, "add", "-A", "-f")  # -f: upstream's .gitignore hides files that upstream tracks
     dates = {"GIT_AUTHOR_DATE": _PRISTINE_DATE, "GIT_COMMITTER_DATE": _PRISTINE_DATE}
-    _git(tree, "commit", "-q", "-m", "upstream", **dates)
-    _git(tree, "tag", "upstream")
+    run_git(tree, "commit", "-q", "-m", message, **dates)
+
+
+def _commit_pristine(tree: Path) -> None:
+    run_git(tree, "-c", "init.defaultBranch=mesh", "init", "-q")
+    for key, value in _SETTINGS.items():
+        run_git(tree, "config", key, value)
+    commit_all(tree, "upstream")
+    run_git(tree, "tag", "upstream")
 
 
 def _apply_as_commit(tree: Path, patch: Path) -> None:
     try:
-        _git(tree, *_AM, str(patch.resolve()))
+        run_git(tree, *_AM, str(patch.resolve()))
     except subprocess.CalledProcessError as error:
         output = error.stdout.decode(errors="replace")
         failed = re.search(r"patch failed: (.+):\d+", output)
@@ -162,7 +170,8 @@ def _apply_as_commit(tree: Path, patch: Path) -> None:
         ) from error
 
 
-def _git(tree: Path, *arguments: str, **extra: str) -> str:
+def run_git(tree: Path, *arguments: str, **extra: str) -> str:
+    """What it printed. Raises `CalledProcessError`, with that as its `stdout`."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     run = subprocess.run(
         ["git", "-C", str(tree), *arguments],  # noqa: S607 - the user's git, from the PATH

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,7 +77,7 @@ def open_source(
         with tempfile.TemporaryDirectory(dir=tree.parent, prefix=".fetch-") as scratch:
             if named is None:
                 progress(0, 0, f"fetching {origin} with pip (70 MB)")
-            sdist = named or _download(upstream, Path(scratch))
+            sdist = named or download(upstream, Path(scratch))
             check_sha256(sdist, upstream.sha256)
             progress(0, 0, f"unpacking {origin}")
             extract_tree(sdist, upstream.subdir, Path(scratch) / "tree")
@@ -136,12 +137,16 @@ def check_sha256(sdist: Path, expected: str) -> None:
         )
 
 
-def _download(upstream: Upstream, scratch: Path) -> Path:
+def download(upstream: Upstream, scratch: Path) -> Path:
+    """Its sdist, into `scratch`, from the index that pip is configured for. Without a sha256 it is
+    what the index serves: not for engines that nodes run."""
     wanted = scratch / "sdist.txt"
-    wanted.write_text(f"{upstream.package}=={upstream.version} --hash=sha256:{upstream.sha256}\n")
+    pin = f" --hash=sha256:{upstream.sha256}" if upstream.sha256 else ""
+    wanted.write_text(f"{upstream.package}=={upstream.version}{pin}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input"]
     command += ["--progress-bar", "off", "--disable-pip-version-check"]
-    command += ["--no-binary", upstream.package, "--require-hashes"]
+    command += ["--no-binary", upstream.package]
+    command += ["--require-hashes"] if upstream.sha256 else []
     command += ["--dest", str(scratch), "--requirement", str(wanted)]
     cmake, ninja = tool_paths()
     path = os.pathsep.join((str(cmake.parent), str(ninja.parent), os.environ.get("PATH", "")))
@@ -161,6 +166,7 @@ def _download(upstream: Upstream, scratch: Path) -> Path:
     return found[0]
 
 
+_OFFERED = re.compile(r"\(from versions: ([^)]+)\)")
 _UNREACHABLE = (
     "No matching distribution",
     "Temporary failure in name resolution",
@@ -187,6 +193,12 @@ def _explain_pip(
         return SourceUnavailable(
             f"fetching {what} needs pip in this Python: run `{sys.executable} -m ensurepip`, "
             "or build from a checkout with --source DIR"
+        )
+    offered = _OFFERED.search(output)
+    if offered and offered[1] != "none":
+        newest = ", ".join(offered[1].split(", ")[-3:])
+        return SourceUnavailable(
+            f"the index has no sdist of {what}: name another version (the newest are {newest})"
         )
     if any(sign in output for sign in _UNREACHABLE):
         return SourceUnavailable(
