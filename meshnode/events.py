@@ -20,7 +20,8 @@ class Kind(Enum):
     PATH = "path"  # a peer is reached another way; data: link, address, relayed
     LEASE = "lease"  # lent or borrowed memory came or went
     PLAN = "plan"  # data: shares
-    LOAD = "load"  # data: server, local_bytes, sent_bytes
+    PROGRESS = "progress"  # a worker's load goes on; data: node, done_bytes, total_bytes
+    LOAD = "load"  # data: node, local_bytes, sent_bytes
     STAGE = "stage"  # the deployment's stage changed
     READY = "ready"  # data: url
     WARNING = "warning"

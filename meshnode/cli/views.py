@@ -21,6 +21,7 @@ from meshnode.pipeline.wording import layers_text
 
 REFRESH_INTERVAL_S = 0.25
 _MAX_LIVE_LINES = 12
+_DONE_TITLES = {"leasing": "digested", "loading": "loaded"}
 
 Status = Callable[[], Mapping[str, Any]]
 
@@ -103,6 +104,8 @@ class LiveView:
         if event.kind in (Kind.INVITE, Kind.REPLY):  # must stay on screen, whole, to be copied
             self._console.print(event.text, soft_wrap=True, highlight=False, markup=False)
             return
+        if event.kind is Kind.PROGRESS:
+            return  # the tables have it
         style = "yellow" if event.kind is Kind.WARNING else ""
         self._lines = [*self._lines, Text(event.text, style=style)][-_MAX_LIVE_LINES:]
 
@@ -174,17 +177,33 @@ def bytes_text(size_bytes: int | None) -> str:
 
 
 def _add_row(table: Table, *cells: str) -> None:
-    """Cells as text: a name from a peer may look like rich's markup."""
-    table.add_row(*(Text(cell) for cell in cells))
+    """Cells as text: a name from a peer may look like rich's markup. Cells too many are left."""
+    table.add_row(*(Text(cell) for cell in cells[: len(table.columns)]))
 
 
 def _layers(status: Mapping[str, Any]) -> Table:
+    done = {worker["node"]: worker for worker in status.get("health", {}).get("workers", ())}
     table = Table("node", "device", "layers", "weights", box=None, padding=(0, 2))
+    shows_done = bool(done)
+    if shows_done:
+        table.add_column(_DONE_TITLES.get(status["health"].get("stage"), "done"))
     for share in status.get("layers", ()):
         layers = layers_text(share["first"], share["last"], bool(share.get("output")))
         weights = _mebibytes(share.get("weight_bytes"))
-        _add_row(table, share["node"], share["device"], layers, weights)
+        # A node with several devices has a row for each, and tells of all of them together.
+        told = progress_text(done.pop(share["node"], None)) if shows_done else ""
+        _add_row(table, share["node"], share["device"], layers, weights, told)
     return table
+
+
+def progress_text(worker: Mapping[str, Any] | None) -> str:
+    """`12.0 MiB of 48.0 MiB (25%)`"""
+    if worker is None:
+        return ""
+    done_bytes, total_bytes = worker["done_bytes"], worker["total_bytes"]
+    if not total_bytes:
+        return _mebibytes(done_bytes)
+    return f"{_mebibytes(done_bytes)} of {_mebibytes(total_bytes)} ({done_bytes / total_bytes:.0%})"
 
 
 def _footer(status: Mapping[str, Any]) -> Text:

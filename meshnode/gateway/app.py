@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -55,6 +56,7 @@ def _health(view: NodeView) -> Endpoint:
             "stage": now.stage.value,
             "message": now.message,
             "progress": now.progress,
+            "workers": [asdict(worker) for worker in now.workers],
         }
         if now.stage is Stage.READY:
             return JSONResponse(facts)

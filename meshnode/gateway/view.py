@@ -23,17 +23,29 @@ class Stage(Enum):
 
 
 @dataclass(frozen=True)
+class WorkerProgress:
+    """How far one worker is with the stage's work, in bytes. A total of 0 is not known yet."""
+
+    node: str
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
 class Health:
     """`message` is one sentence for users: what is going on, or what failed and how to go on.
 
-    `progress` runs from 0 to 1 within the stage, None where it is not known. `retry_after_s` goes
-    into the Retry-After header; None means the gateway's own default.
+    `progress` runs from 0 to 1 within the stage, None where it is not known, and
+    `workers` has it for each worker that has told: in LEASING what it digested of its files, in
+    LOADING what it has loaded. `retry_after_s` goes into the Retry-After header; None means the
+    gateway's own default.
     """
 
     stage: Stage
     message: str
     progress: float | None = None
     retry_after_s: int | None = None
+    workers: tuple[WorkerProgress, ...] = ()
 
 
 @dataclass(frozen=True)

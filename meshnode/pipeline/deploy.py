@@ -254,8 +254,8 @@ class Orchestrator:
             runtime_folder=self._runtime_folder,
             log_folder=self._log_folder,
             emit=self._emit,
-            on_leasing=lambda text, done: self.standing.progress(Stage.LEASING, text, done),
-            on_loading=lambda text, done: self.standing.progress(Stage.LOADING, text, done),
+            on_leasing=partial(self.standing.progress, Stage.LEASING),
+            on_loading=partial(self.standing.progress, Stage.LOADING),
         )
         if placement.lenders:
             names = ", ".join(lender.name for lender in placement.lenders)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,10 +21,12 @@ from meshnode.engine.llama_server import LlamaServer, LlamaServerOptions, open_l
 from meshnode.engine.load_report import LoadProgress, ServerLoad
 from meshnode.errors import ModelError, NetworkError
 from meshnode.events import Emit, Event, Kind
+from meshnode.gateway.view import WorkerProgress
 from meshnode.models.manifest import FileChanged, Manifest, stamp, to_wire
 from meshnode.nurseries import bare_nursery
 from meshnode.paths import socket_path
 from meshnode.pipeline.borrow import Borrowed, LeaseLost, LeaseRefused, borrow
+from meshnode.pipeline.headway import Headway
 from meshnode.pipeline.plan import Plan, PlanNode
 from meshnode.pipeline.protocol import RPC_SERVICE, LeaseRequest
 from meshnode.pipeline.survey import Lender
@@ -36,7 +40,7 @@ LEASE_MARGIN_BYTES = 64 * 2**20
 LEASE_NEWS_S = 3.0
 """How long a dead llama-server waits for the news that a worker's death was the cause."""
 
-OnStep = Callable[[str, float | None], None]
+OnStep = Callable[[str, float | None, tuple[WorkerProgress, ...]], None]
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class Deployment:
         self._on_loading = on_loading
         self._id = secrets.token_hex(4)
         self._lease_lost = trio.Event()
+        self._digesting = Headway({})
+        self._headway = Headway(_weight_bytes(placement.plan))
         self.failed: set[PeerId] = set()
         """Lenders that granted no lease, or ended theirs."""
 
@@ -124,7 +130,7 @@ class Deployment:
             self._engine,
             self._options(endpoints),
             log=self._log_folder / "llama-server.log",
-            on_progress=self._show_load,
+            on_progress=partial(self._show_load, _names(endpoints)),
         ) as server:
             self._check_files()
             on_ready(Deployed(server, self._loads(server, endpoints)))
@@ -170,7 +176,8 @@ class Deployment:
 
         def on_progress(done_bytes: int, total_bytes: int) -> None:
             text = f"{lender.name} is digesting its copy of {self._placement.model_name}"
-            self._on_leasing(text, done_bytes / max(1, total_bytes))
+            self._digesting.take((WorkerProgress(lender.name, done_bytes, total_bytes),))
+            self._on_leasing(text, self._digesting.done, self._digesting.workers)
 
         with self._noting_failure_of(session.peer):
             async with borrow(session, self._request(lender), on_progress) as borrowed:
@@ -262,7 +269,7 @@ class Deployment:
         return path
 
     def _loads(self, server: LlamaServer, endpoints: dict[str, str]) -> dict[str, ServerLoad]:
-        names = {endpoint: name for name, endpoint in endpoints.items()}
+        names = _names(endpoints)
         loads = {names.get(load.server, load.server): load for load in server.loads}
         for name, load in loads.items():
             text = (
@@ -273,12 +280,34 @@ class Deployment:
             self._emit(Event(Kind.LOAD, text, data))
         return loads
 
-    def _show_load(self, progress: LoadProgress) -> None:
+    def _show_load(self, names: Mapping[str, str], progress: LoadProgress) -> None:
         done = progress.done_bytes / max(1, progress.total_bytes)
-        self._on_loading(f"loading {self._placement.model_name}", done)
+        reports = (
+            WorkerProgress(names.get(one.server, one.server), one.done_bytes, one.total_bytes)
+            for one in progress.servers
+        )
+        for worker in self._headway.take(reports):
+            loaded, total = human_bytes(worker.done_bytes), human_bytes(worker.total_bytes)
+            text = f"{worker.node} has loaded {loaded} of {total}"
+            self._emit(Event(Kind.PROGRESS, text, asdict(worker)))
+        text = f"loading {self._placement.model_name}"
+        self._on_loading(text, done, self._headway.workers)
 
     def _rpc_socket(self, index: int) -> Path:
         return socket_path(self._runtime_folder, f"to-{self._id}-{index}.sock")
 
     def _file(self, suffix: str) -> Path:
         return self._runtime_folder / f"llama-{self._id}.{suffix}"
+
+
+def _names(endpoints: Mapping[str, str]) -> dict[str, str]:
+    """Lenders by their endpoints."""
+    return {endpoint: name for name, endpoint in endpoints.items()}
+
+
+def _weight_bytes(plan: Plan) -> Counter[str]:
+    """What the plan gives each node to load, on all of its devices."""
+    weight_bytes: Counter[str] = Counter()
+    for share in plan.shares:
+        weight_bytes[share.node] += share.weight_bytes
+    return weight_bytes

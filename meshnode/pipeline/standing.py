@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import trio
 
 from meshnode.events import Emit, Event, Kind
-from meshnode.gateway.view import Health, Loss, Stage, Upstream
+from meshnode.gateway.view import Health, Loss, Stage, Upstream, WorkerProgress
 from meshnode.pipeline.deployment import Deployed, Placement
 from meshnode.pipeline.plan import Share
 from meshnode.pipeline.wording import work_text
@@ -97,6 +98,7 @@ class Standing:
                 "stage": health.stage.value,
                 "message": health.message,
                 "progress": health.progress,
+                "workers": [asdict(worker) for worker in health.workers],
             },
             "layers": [_share_status(share) for share in shares],
             "load": [
@@ -120,11 +122,17 @@ class Standing:
         self.progress(stage, text, done)
         self._tell(Kind.STAGE, text, stage)
 
-    def progress(self, stage: Stage, text: str, done: float | None) -> None:
+    def progress(
+        self,
+        stage: Stage,
+        text: str,
+        done: float | None,
+        workers: tuple[WorkerProgress, ...] = (),
+    ) -> None:
         """A stage goes on; `done` from 0 to 1. What ended the last deployment stays to be read
         until the next one answers."""
         message = f"{text} ({self._setback})" if self._setback else text
-        self._health = Health(stage, message, done)
+        self._health = Health(stage, message, done, workers=workers)
 
     def planned(self, placement: Placement) -> None:
         self._placement = placement

@@ -345,7 +345,11 @@ PARSERS = (
     Parser("home file", (HomeError,), _json(INVITE), run_home_file, format=JSON),
     Parser(
         *("load report", ()),
-        lambda: [json.dumps(LOAD).encode() + b"\n", b'{"event":"progress","done_bytes":1}\n'],
+        lambda: [
+            json.dumps(LOAD).encode() + b"\n",
+            b'{"event":"progress","done_bytes":1,"total_bytes":2}\n',
+            b'{"event":"server_progress","server":"unix:/a","done_bytes":1,"total_bytes":2}\n',
+        ],
         run_load_report,
     ),
     Parser(

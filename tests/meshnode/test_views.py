@@ -81,6 +81,28 @@ def test_the_live_view_shows_peers_layers_progress_and_speed() -> None:
     assert "12.3 tok/s" in shown
 
 
+def test_the_live_view_shows_how_far_each_worker_is() -> None:
+    workers = [{"node": "tower", "done_bytes": 2**20, "total_bytes": 4 * 2**20}]
+    health = {"stage": "loading", "progress": 0.5, "workers": workers}
+    text = io.StringIO()
+    view = LiveView(console_on(text))
+    view.emit(Event(Kind.PROGRESS, "tower has loaded 1.0 MiB of 4.0 MiB", workers[0]))
+    console_on(text).print(view.render(STATUS | {"health": health}))
+    shown = text.getvalue()
+    assert "loaded" in shown.splitlines()[3]
+    assert "1.0 MiB of 4.0 MiB (25%)" in shown
+    assert "has loaded" not in shown, "the table has it"
+
+
+def test_a_node_with_two_devices_tells_its_progress_once() -> None:
+    layers = [{"node": "tower", "device": f"CUDA{i}", "first": i, "last": i + 1} for i in (0, 1)]
+    health = {"stage": "leasing", "workers": [{"node": "tower", "done_bytes": 0, "total_bytes": 0}]}
+    text = io.StringIO()
+    console_on(text).print(LiveView(console_on(text)).render({"layers": layers, "health": health}))
+    assert text.getvalue().count("0.0 MiB") == 1
+    assert "digested" in text.getvalue()
+
+
 def test_a_worker_without_a_model_shows_no_empty_tables() -> None:
     text = io.StringIO()
     console_on(text).print(LiveView(console_on(text)).render({"peers": []}))

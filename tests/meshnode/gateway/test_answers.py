@@ -11,7 +11,7 @@ import trio
 from meshnode.gateway import body as body_module
 from meshnode.gateway.body import MAX_BODY_BYTES
 from meshnode.gateway.routes import PASSED
-from meshnode.gateway.view import Health, Stage
+from meshnode.gateway.view import Health, Stage, WorkerProgress
 from tests.meshnode.gateway.conftest import Gateway
 from tests.meshnode.gateway.scripted_server import Visit, scripted_server
 
@@ -45,6 +45,17 @@ async def test_until_it_is_ready_health_tells_the_stage_and_when_to_ask_again(
     facts = answer.json()
     assert (facts["stage"], facts["progress"]) == (stage.value, 0.25)
     assert error_of(answer)["message"] == "loading tiny"
+
+
+async def test_health_tells_how_far_each_worker_is(gateway: Gateway) -> None:
+    workers = (WorkerProgress("tower", 3, 4), WorkerProgress("attic", 0, 0))
+    gateway.node.present = Health(Stage.LOADING, "loading tiny", 0.25, workers=workers)
+    answer = await gateway.http.get("/health")
+    assert answer.status_code == 503
+    assert answer.json()["workers"] == [
+        {"node": "tower", "done_bytes": 3, "total_bytes": 4},
+        {"node": "attic", "done_bytes": 0, "total_bytes": 0},
+    ]
 
 
 async def test_until_it_is_ready_every_route_says_so(gateway: Gateway) -> None:

@@ -12,7 +12,7 @@ import trio.testing
 
 from meshnode.engine.load_report import ServerLoad
 from meshnode.events import Event, Kind
-from meshnode.gateway.view import Stage
+from meshnode.gateway.view import Stage, WorkerProgress
 from meshnode.pipeline.deployment import Deployed, Placement
 from meshnode.pipeline.plan import Plan, PlanNode, Share
 from meshnode.pipeline.standing import Standing
@@ -103,6 +103,15 @@ def test_the_status_is_json_and_says_what_came_from_where() -> None:
     assert (status["layers"][0]["first"], status["layers"][0]["last"]) == (3, 8)
     assert status["tokens_per_s"] == 10.0
     assert "tower (CPU) computes layers 3-7 and output" in events[0].text
+
+
+def test_the_workers_progress_is_there_until_the_model_answers() -> None:
+    one, _ = standing()
+    one.progress(Stage.LOADING, "loading glm", 0.5, (WorkerProgress("tower", 1, 2),))
+    told = [{"node": "tower", "done_bytes": 1, "total_bytes": 2}]
+    assert json.loads(json.dumps(one.deployment_status()))["health"]["workers"] == told
+    one.ready(deployed(), embeddings=False)
+    assert one.health().workers == ()
 
 
 async def test_a_deployment_is_quiet_when_no_request_was_in_flight_for_a_while(
