@@ -1,5 +1,5 @@
 """`./just bench`: the committed benchmark, in one run, with its machine. `./just bench tunnels`:
-what tunnels cost."""
+what tunnels cost; `./just bench engine`: the engine beside the stock one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import trio
 
 from meshnode.cli.engine import build_showing_progress
 from meshnode.engine.build import BuildOptions
+from tests.bench.engine import engine
 from tests.bench.first_light import LAYERS, Bench, Case, bench_model, run_bench, table
 from tests.bench.idle import idle
 from tests.bench.quic_speed import quic
@@ -35,12 +36,12 @@ def main(context: click.Context, rounds: int, tokens: int, write: bool) -> None:
     """Alone, stock RPC over TCP, mesh over the link it chooses; or one of the commands."""
     if context.invoked_subcommand is not None:
         return
-    engine = build_showing_progress(BuildOptions())
+    patched = build_showing_progress(BuildOptions())
     stock = build_showing_progress(BuildOptions(stock=True))
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as name:
         folder = Path(name)
         model = bench_model(folder)
-        bench = Bench(model, engine, stock, folder, tokens, rounds)
+        bench = Bench(model, patched, stock, folder, tokens, rounds)
         size_mb = model.stat().st_size / 1e6
         cases = trio.run(run_bench, bench, click.echo)
         pairs = trio.run(run_pairs, bench, PAIRS_A_ROUND * rounds, rounds, click.echo)
@@ -52,7 +53,7 @@ def main(context: click.Context, rounds: int, tokens: int, write: bool) -> None:
         RESULT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
-for command in (tunnels, quic, idle):
+for command in (tunnels, quic, idle, engine):
     main.add_command(command)
 
 

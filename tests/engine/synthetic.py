@@ -52,6 +52,7 @@ def make_model(
     width: int = 256,
     vocab: int = 512,
     heads: int = 4,
+    kv_heads: int | None = None,
     ffn: int = 512,
     type: str = "Q8_0",
     seed: int = 0,
@@ -62,19 +63,22 @@ def make_model(
 ) -> Path:
     """Write a random model and return the path to load (the first shard when `shards` > 1).
 
+    `kv_heads`: fewer than `heads` where several of them share keys and values (all: their own).
     `width` and `ffn` are multiples of 32 (a Q8_0 block), `vocab` is at least 260 (the control and
     byte tokens, the blank). `tied` leaves `output.weight` out: the embedding serves as the output
     too. With `experts` the feed-forward part is a mixture of that many, two used per token.
     """
     if vocab < 260 or width % Q8_0_BLOCK or ffn % Q8_0_BLOCK or width % heads:
         raise ValueError("vocab >= 260; width and ffn multiples of 32; heads divides width")
-    weights = list(_weights(layers, width, vocab, ffn, tied=tied, experts=experts))
+    kv_heads = kv_heads or heads
+    kv_width = width // heads * kv_heads
+    weights = list(_weights(layers, width, kv_width, vocab, ffn, tied=tied, experts=experts))
     per_shard = -(-len(weights) // shards)
     paths = [_shard_path(path, index, shards) for index in range(shards)]
     for index, shard_path in enumerate(paths):
         writer = gguf.GGUFWriter(str(shard_path), "llama")
         if index == 0:
-            _add_metadata(writer, layers, width, vocab, heads, ffn, experts, type, name)
+            _add_metadata(writer, layers, width, vocab, (heads, kv_heads), ffn, experts, type, name)
         if shards > 1:
             writer.add_uint16(gguf.Keys.Split.LLM_KV_SPLIT_NO, index)
             writer.add_uint16(gguf.Keys.Split.LLM_KV_SPLIT_COUNT, shards)
@@ -103,15 +107,15 @@ def _shard_path(path: Path, index: int, shards: int) -> Path:
 
 
 def _weights(
-    layers: int, width: int, vocab: int, ffn: int, *, tied: bool, experts: int
+    layers: int, width: int, kv_width: int, vocab: int, ffn: int, *, tied: bool, experts: int
 ) -> list[Weight]:
     found = [Weight("token_embd.weight", (vocab, width))]
     for layer in range(layers):
         prefix = f"blk.{layer}."
         found.append(Weight(prefix + "attn_norm.weight", (width,), norm=True))
         found += [
-            Weight(f"{prefix}attn_{part}.weight", (width, width))
-            for part in ("q", "k", "v", "output")
+            Weight(f"{prefix}attn_{part}.weight", (rows, width))
+            for part, rows in (("q", width), ("k", kv_width), ("v", kv_width), ("output", width))
         ]
         found.append(Weight(prefix + "ffn_norm.weight", (width,), norm=True))
         if experts:
@@ -138,7 +142,7 @@ def _add_metadata(
     layers: int,
     width: int,
     vocab: int,
-    heads: int,
+    heads: tuple[int, int],
     ffn: int,
     experts: int,
     type: str,
@@ -149,10 +153,10 @@ def _add_metadata(
     writer.add_embedding_length(width)
     writer.add_block_count(layers)
     writer.add_feed_forward_length(ffn)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(heads)
+    writer.add_head_count(heads[0])
+    writer.add_head_count_kv(heads[1])
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(width // heads)
+    writer.add_rope_dimension_count(width // heads[0])
     writer.add_vocab_size(vocab)
     if experts:
         writer.add_expert_count(experts)
