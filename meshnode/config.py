@@ -41,6 +41,14 @@ class Split(Enum):
     NEVER = "never"
 
 
+class WireType(Enum):
+    """What activations cross the wire as."""
+
+    EXACT = "f32"  # as they were computed
+    F16 = "f16"
+    Q8 = "q8"
+
+
 class SandboxMode(Enum):
     """Whether a worker's rpc-servers must be confined."""
 
@@ -104,6 +112,7 @@ class ServeConfig:
     bare_rpc: tuple[Address, ...] = ()
     engine_options: tuple[str, ...] = ()
     threads: int | None = None
+    speculate: str = "off"  # auto, ngram, off, or a draft model's file or name
 
 
 def parse_size(text: str) -> int:

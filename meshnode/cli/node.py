@@ -137,6 +137,13 @@ def worker(invocation: Invocation, /, **options: Any) -> None:
 @click.option("--layers", help="Layers by node, like local=0:3,tower=4:output.")
 @click.option("--tensor-split", help="Shares by node, like 1,3.")
 @click.option("--split", type=click.Choice([split.value for split in Split]), default=None)
+@click.option(
+    "--speculate",
+    default=ServeConfig.speculate,
+    show_default=True,
+    metavar="auto|ngram|FILE|off",
+    help="Guess ahead, for several tokens a trip: by repetition, or with a draft model.",
+)
 @click.option("--lend", is_flag=True, help="Be a worker for others too.")
 @_node_options
 @click.pass_obj
@@ -161,6 +168,7 @@ def serve(invocation: Invocation, /, **options: Any) -> None:
         bare_rpc=bare_rpc,
         engine_options=invocation.engine_options,
         threads=options["threads"],
+        speculate=options["speculate"],
     )
     lend = _lend_config(options) if options["lend"] else None
     _run(Launch(node_config, lend, serve_config), options["log_format"])

@@ -71,7 +71,7 @@ class Catalog:
         if os.path.isfile(expanded):
             return shard_paths(Path(expanded))[0]
         if os.sep in text or text.lower().endswith(".gguf"):
-            raise ModelError(f"there is no file {text}: check the path given to --model")
+            raise ModelError(f"there is no file {text}: check its path")
         wanted = text.casefold()
         for found in (
             [entry for entry in self._entries if entry.name.casefold() == wanted],

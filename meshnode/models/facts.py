@@ -27,6 +27,8 @@ MAX_NAME_CHARS = 256  # as long as a file's name may be
 _MAX_DIMENSION = 1 << 24  # wider than any model, small enough for sums to stay sane
 _F16_BYTES = 2
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+_NEXTN = re.compile(r"^blk\.\d+\.nextn\.eh_proj\.weight$")
+_RECURRENT = re.compile(r"^blk\.\d+\.(ssm_|time_mix_|shortconv\.)")
 _LAYER = re.compile(r"blk\.(\d{1,4})\.")
 
 
@@ -56,7 +58,8 @@ class ModelFacts:
     `tied_bytes`. `other_bytes`: tensors of neither. `n_attn`: numbers a token's queries have;
     `n_ff`: those in the middle of its feed-forward part, of all the experts used.
     `kv_bytes_per_token_per_layer`: keys and values of one token at f16; an upper bound for layers
-    with a window or without a cache.
+    with a window or without a cache. `has_nextn`: its last layers predict further tokens (MTP).
+    `is_recurrent`: a state is carried from token to token that cannot be taken back.
     """
 
     path: Path
@@ -81,6 +84,8 @@ class ModelFacts:
     kv_bytes_per_token_per_layer: tuple[int, ...]
     tied_bytes: int
     header_digest: bytes
+    has_nextn: bool = False
+    is_recurrent: bool = False
 
     @property
     def weight_bytes(self) -> int:
@@ -168,6 +173,8 @@ def _facts(
         ),
         tied_bytes=sizes.tied,
         header_digest=headers[0].digest,
+        has_nextn=any(_NEXTN.search(tensor.name) for tensor in tensors),
+        is_recurrent=any(_RECURRENT.search(tensor.name) for tensor in tensors),
     )
 
 

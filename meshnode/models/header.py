@@ -15,9 +15,10 @@ from __future__ import annotations
 import math
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from blake3 import blake3
 
@@ -37,6 +38,7 @@ _DEFAULT_ALIGNMENT = 32
 _CHUNK_BYTES = 1 << 20
 
 Scalar = int | float | bool | str
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,28 @@ class Header:
 def read_header(path: Path) -> Header:
     """Reads the header of `path`. Raises `NotGguf`, `TruncatedGguf`, `DamagedGguf`, or a plain
     `ModelError` where the file cannot be opened; nothing else whatever the bytes."""
+    return _read(path, lambda reader: reader.read())
+
+
+def read_strings(path: Path, key: str) -> tuple[Header, tuple[bytes, ...]]:
+    """The header and the texts of one array in it, like a vocabulary; none where there is no such
+    array. Raises as `read_header` does."""
+
+    def both(reader: _Reader) -> tuple[Header, tuple[bytes, ...]]:
+        header = reader.read()
+        return header, reader.strings(key)
+
+    return _read(path, both)
+
+
+def _read(path: Path, work: Callable[[_Reader], T]) -> T:
     try:
         if not path.is_file() and path.exists():  # to open a pipe would be to wait
-            raise NotGguf(f"{path} is not a file: give --model a .gguf file")
+            raise NotGguf(f"{path} is not a file: name a .gguf file")
         with path.open("rb") as file:
-            return _Reader(path, file).read()
+            return work(_Reader(path, file))
     except FileNotFoundError as error:
-        raise ModelError(f"there is no file {path}: check the name given to --model") from error
+        raise ModelError(f"there is no file {path}: check its name") from error
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -137,11 +154,12 @@ class _Reader:
         self._size_bytes = os.fstat(file.fileno()).st_size
         self._data = bytearray()
         self._at = 0
+        self._spans: dict[bytes, tuple[int, int]] = {}
 
     def read(self) -> Header:
         tensor_count, pair_count = self._read_counts()
         metadata: dict[str, Value] = {}
-        raw: dict[bytes, tuple[int, int]] = {}
+        raw = self._spans
         for _ in range(pair_count):
             key = self._string_bytes()
             start = self._at
@@ -161,9 +179,16 @@ class _Reader:
             digest=self._digest(raw),
         )
 
+    def strings(self, key: str) -> tuple[bytes, ...]:
+        """The texts of an array whose place `read` has found and checked."""
+        self._at, end = self._spans.get(key.encode(), (0, 0))
+        if not end or self._number(_U32) != _ARRAY or self._number(_U32) != _STRING:
+            return ()
+        return tuple(self._string_bytes() for _ in range(self._number(_U64)))
+
     def _read_counts(self) -> tuple[int, int]:
         if self._size_bytes < 4 or self._take(4) != b"GGUF":
-            raise NotGguf(f"{self._path} is not a GGUF file: give --model a .gguf file")
+            raise NotGguf(f"{self._path} is not a GGUF file: name a .gguf file")
         version = self._number(_U32)
         if version & 0xFFFF == 0:
             raise NotGguf(f"{self._path} is big-endian, which mesh does not read: convert it")

@@ -27,6 +27,7 @@ from meshnode.nurseries import accompanied_by, bare_nursery
 from meshnode.pipeline.borrow import LeaseRefused
 from meshnode.pipeline.costs import plan_model
 from meshnode.pipeline.deployment import Deployment, Placement
+from meshnode.pipeline.guests import Guests, embeds
 from meshnode.pipeline.inventory import Inventory
 from meshnode.pipeline.layers import parse_layers, parse_tensor_split
 from meshnode.pipeline.plan import Plan, PlanNode, PlanRequest, make_plan
@@ -45,7 +46,6 @@ HELD_AFTER_S = 10.0
 QUIET_S = 3.0
 """Without a request, before a deployment that answers is given up for a better one."""
 MAX_SLOTS = 256
-_EMBEDDING_OPTIONS = frozenset(("--embedding", "--embeddings", "--reranking", "--rerank"))
 
 
 class Orchestrator:
@@ -77,6 +77,7 @@ class Orchestrator:
         self._steadiness = Steadiness()
         self._killed_loads = 0
         self._facts = shelf.find(config.model)  # raises before anything is started
+        self._guests = Guests(config, shelf, self._facts)
         self._layers = parse_layers(config.layers) if config.layers else None
         self._ctx_tokens = config.ctx_tokens or DEFAULT_CTX_TOKENS
         self._slots = _slots(config.engine_options)
@@ -138,8 +139,11 @@ class Orchestrator:
         # Read anew each time: the file may be another one by now.
         self._facts = await trio.to_thread.run_sync(self._shelf.find, self._config.model)
         lenders = await self._survey(self._config.bare_rpc)
-        local = local_node(self._inventory.devices)
+        whole = local_node(self._inventory.devices)
+        local = self._guests.make_room(whole, self._ctx_tokens, self._slots)
         plan = self._plan_with(local, lenders)
+        device = self._guests.choose_device(whole, self._ctx_tokens, self._slots)
+        speculation = self._guests.speculation(self._facts, plan, device=device, slots=self._slots)
         by_name = {lender.name: lender for lender in lenders}
         chosen = tuple(by_name[name] for name in plan.rpc_nodes)
         manifest = await self._digest() if any(lender.session for lender in chosen) else None
@@ -153,7 +157,8 @@ class Orchestrator:
             ctx_tokens=self._ctx_tokens,
             slots=self._slots,
             threads=self._config.threads,
-            engine_options=self._config.engine_options,
+            engine_options=self._guests.options(plan, speculation, device),
+            speculation=speculation,
         )
 
     async def _survey(self, bare_rpc: Sequence[Address]) -> tuple[Lender, ...]:
@@ -223,9 +228,6 @@ class Orchestrator:
         shows_off = self._config.model is None or bool(self._config.bare_rpc)
         return Split.ALWAYS if shows_off and has_lenders else Split.AUTO
 
-    def _embeds(self) -> bool:
-        return bool(_EMBEDDING_OPTIONS & set(self._config.engine_options))
-
     def _names_others(self) -> bool:
         """Whether a layout by hand counts on nodes besides this one."""
         by_range = any(given.node != LOCAL_NAME for given in self._layers or ())
@@ -266,7 +268,9 @@ class Orchestrator:
                 for lender in placement.lenders:
                     if lender.session is not None:
                         nursery.start_soon(self._hold_while_silent, lender.session, lender.name)
-                await deployment.run(partial(self.standing.ready, embeddings=self._embeds()))
+                await deployment.run(
+                    partial(self.standing.ready, embeddings=embeds(self._config.engine_options))
+                )
         finally:
             sessions = [lender.session for lender in placement.lenders if lender.session]
             gone = {session.peer for session in sessions if session.closed.is_set()}

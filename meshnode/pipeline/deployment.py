@@ -29,6 +29,7 @@ from meshnode.pipeline.borrow import Borrowed, LeaseLost, LeaseRefused, borrow
 from meshnode.pipeline.headway import Headway
 from meshnode.pipeline.plan import Plan, PlanNode
 from meshnode.pipeline.protocol import RPC_SERVICE, LeaseRequest
+from meshnode.pipeline.speculation import NO_SPECULATION, Speculation
 from meshnode.pipeline.survey import Lender
 from meshnode.state import write_durably
 from tunnels import PeerId, Stream
@@ -58,6 +59,7 @@ class Placement:
     slots: int
     threads: int | None
     engine_options: tuple[str, ...]
+    speculation: Speculation = NO_SPECULATION
 
 
 @dataclass(frozen=True)

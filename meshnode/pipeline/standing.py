@@ -18,7 +18,8 @@ from meshnode.events import Emit, Event, Kind
 from meshnode.gateway.view import Health, Loss, Stage, Upstream, WorkerProgress
 from meshnode.pipeline.deployment import Deployed, Placement
 from meshnode.pipeline.plan import Share
-from meshnode.pipeline.wording import work_text
+from meshnode.pipeline.speculation import NO_SPECULATION, Speculation
+from meshnode.pipeline.wording import guessing_text, work_text
 
 
 class Standing:
@@ -101,6 +102,7 @@ class Standing:
                 "workers": [asdict(worker) for worker in health.workers],
             },
             "layers": [_share_status(share) for share in shares],
+            "speculation": self._placement and _speculation_status(self._placement.speculation),
             "load": [
                 {
                     "node": name,
@@ -140,6 +142,11 @@ class Standing:
             work = work_text(share.first_layer, share.last_layer, share.has_output)
             text = f"plan: {share.node} ({share.device}) computes {work}"
             self._emit(Event(Kind.PLAN, text, _share_status(share)))
+        speculation = placement.speculation
+        if speculation != NO_SPECULATION:
+            work = guessing_text(speculation.guesser.value)
+            text = f"plan: {work}: {speculation.why}"
+            self._emit(Event(Kind.PLAN, text, _speculation_status(speculation)))
 
     def ready(self, deployed: Deployed, *, embeddings: bool) -> None:
         """Requests may be passed on."""
@@ -184,6 +191,10 @@ class Standing:
         if self._told.get(kind) != text:
             self._told[kind] = text
             self._emit(Event(kind, text, {"stage": stage.value}))
+
+
+def _speculation_status(speculation: Speculation) -> dict[str, Any]:
+    return {"guesser": speculation.guesser.value, "why": speculation.why}
 
 
 def _share_status(share: Share) -> dict[str, Any]:

@@ -19,3 +19,16 @@ def work_text(first: int, last: int, output: bool) -> str:
     if last > first:
         return f"{'layers' if last - first > 1 else 'layer'} {layers_text(first, last, output)}"
     return "output" if output else "input"
+
+
+_GUESSING = {
+    "off": "nothing is guessed ahead",
+    "ngram": "repeated text is guessed ahead",
+    "draft": "a draft model guesses ahead",
+    "mtp": "the model guesses ahead itself",
+}
+
+
+def guessing_text(guesser: str) -> str:
+    """What completes `plan: …` for a `Guesser`'s value."""
+    return _GUESSING.get(guesser, guesser)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,6 +16,7 @@ from meshnode.events import Event, Kind
 from meshnode.gateway.view import Stage, WorkerProgress
 from meshnode.pipeline.deployment import Deployed, Placement
 from meshnode.pipeline.plan import Plan, PlanNode, Share
+from meshnode.pipeline.speculation import Guesser, Speculation
 from meshnode.pipeline.standing import Standing
 
 SHARE = Share("tower", "CPU", 3, 8, True, 100, 10, 1)
@@ -32,6 +34,19 @@ def placement() -> Placement:
     plan = Plan((SHARE,), False, 6, (6,), ("RPC0",), ("tower",))
     local = PlanNode("local", True, ())
     return Placement(local, Path("glm.gguf"), "glm", plan, (), None, 4096, 1, None, ())
+
+
+def test_what_guesses_ahead_is_told_with_the_plan_and_can_be_asked_for() -> None:
+    one, events = standing()
+    one.planned(placement())
+    assert [event.text for event in events] == ["plan: tower (CPU) computes layers 3-7 and output"]
+    assert one.deployment_status()["speculation"]["guesser"] == "off"
+    guesses = Speculation(Guesser.NGRAM, "repeated text needs fewer trips over the wire")
+    one.planned(replace(placement(), speculation=guesses))
+    assert events[-1].text == f"plan: repeated text is guessed ahead: {guesses.why}"
+    told = {"guesser": "ngram", "why": guesses.why}
+    assert events[-1].data == told
+    assert one.deployment_status()["speculation"] == told
 
 
 def deployed() -> Deployed:

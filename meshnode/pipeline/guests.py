@@ -1,0 +1,128 @@
+"""Models beside the main one, on the orchestrator alone: a draft model, a projector of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+from meshnode.config import ServeConfig, human_bytes
+from meshnode.errors import ModelError, ResourceError
+from meshnode.models.facts import ModelFacts
+from meshnode.models.shelf import Shelf
+from meshnode.models.vocabulary import difference, read_vocabulary
+from meshnode.pipeline.costs import costs_of, plan_model
+from meshnode.pipeline.plan import Plan, PlanNode
+from meshnode.pipeline.speculation import (
+    NO_DEVICE,
+    Circumstances,
+    Speculation,
+    check_speculation,
+    choose_speculation,
+    local_options,
+    needs_vocabulary,
+)
+
+_BY_RULE = frozenset(("auto", "ngram", "off"))
+_EMBEDDING_OPTIONS = frozenset(("--embedding", "--embeddings", "--reranking", "--rerank"))
+
+
+def embeds(engine_options: Sequence[str]) -> bool:
+    """Whether llama-server is to answer with vectors and not with text."""
+    return bool(_EMBEDDING_OPTIONS & set(engine_options))
+
+
+class Guests:
+    """I know which models lie beside the main one, what they take, and what they are for."""
+
+    def __init__(self, config: ServeConfig, shelf: Shelf, model: ModelFacts) -> None:
+        """Blocks for headers. Raises `UsageError`, or `ModelError` for a draft model that is not
+        there or guesses in other tokens, before anything is started."""
+        check_speculation(config.speculate, config.engine_options)
+        self._config = config
+        self._draft: ModelFacts | None = None
+        if config.speculate not in _BY_RULE:
+            self._draft = _find_draft(config.speculate, shelf, model)
+
+    def choose_device(self, local: PlanNode, ctx_tokens: int, slots: int) -> str:
+        """An accelerator of this machine with room for the guests, else its CPU."""
+        needed_bytes = self._needed_bytes(ctx_tokens, slots)
+        fitting = (one for one in local.devices if one.is_gpu and one.usable_bytes >= needed_bytes)
+        return next((device.name for device in fitting), NO_DEVICE)
+
+    def make_room(self, local: PlanNode, ctx_tokens: int, slots: int) -> PlanNode:
+        """This machine without the memory that the guests take. Raises `ResourceError`."""
+        chosen = self.choose_device(local, ctx_tokens, slots)
+        needed_bytes = self._needed_bytes(ctx_tokens, slots)
+        devices = tuple(
+            replace(device, usable_bytes=_less(device.usable_bytes, needed_bytes))
+            if device.name == chosen or (chosen == NO_DEVICE and not device.is_gpu)
+            else device
+            for device in local.devices
+        )
+        return replace(local, devices=devices)
+
+    def speculation(self, model: ModelFacts, plan: Plan, *, device: str, slots: int) -> Speculation:
+        """What llama-server guesses ahead with, under this plan."""
+        options = self._config.engine_options
+        found = Circumstances(
+            model=model,
+            is_alone=plan.alone,
+            slots=slots,
+            embeds=embeds(options),
+            engine_options=options,
+            device=device,
+        )
+        return choose_speculation(self._config.speculate, found, self._draft)
+
+    def options(self, plan: Plan, speculation: Speculation, device: str) -> tuple[str, ...]:
+        """llama-server's options for all of it, the user's own last."""
+        own = self._config.engine_options
+        kept = () if plan.alone else local_options(own, device)
+        return (*speculation.options, *kept, *own)
+
+    def _needed_bytes(self, ctx_tokens: int, slots: int) -> int:
+        projector_bytes = _projector_bytes(self._config.engine_options)
+        if self._draft is None:
+            return projector_bytes
+        model = plan_model(self._draft)
+        costs = costs_of(model, ctx_tokens=ctx_tokens, slots=slots, kv_type="f16")
+        items_bytes = sum(item.total_bytes for item in costs.items)
+        draft_bytes = items_bytes + costs.device_compute_bytes + costs.host_bytes
+        return draft_bytes + projector_bytes
+
+
+def _find_draft(text: str, shelf: Shelf, model: ModelFacts) -> ModelFacts:
+    try:
+        draft = shelf.find(text)
+        if needs_vocabulary(draft):
+            told = difference(read_vocabulary(model.path), read_vocabulary(draft.path))
+            if told:
+                raise ModelError(
+                    f"{draft.name} cannot guess for {model.name}, since {told}: take a smaller "
+                    "model of the same family"
+                )
+    except ModelError as error:
+        raise ModelError(f"--speculate {text}: {error}") from None
+    return draft
+
+
+def _projector_bytes(engine_options: Sequence[str]) -> int:
+    """The size of the file, which is most of what it takes; llama-server tells if it is not one."""
+    for option, value in pairwise((*engine_options, "")):
+        name, separator, joined = option.partition("=")
+        if name in ("-mm", "--mmproj"):
+            path = Path(joined if separator else value)
+            return path.stat().st_size if path.is_file() else 0
+    return 0
+
+
+def _less(usable_bytes: int, needed_bytes: int) -> int:
+    if needed_bytes > usable_bytes:
+        raise ResourceError(
+            "this machine has no room for the models beside the main one: "
+            f"{human_bytes(needed_bytes - usable_bytes)} are missing; take a smaller draft model "
+            "or projector, or leave it out"
+        )
+    return usable_bytes - needed_bytes
