@@ -8,7 +8,10 @@ and the layers still decide which.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 from zlib import crc32
 
 import gguf
@@ -21,20 +24,17 @@ FIRST_WORD = 259
 WORDS = VOCAB - FIRST_WORD
 LOUD = range(VOCAB - 6, VOCAB)
 LOUD_GAIN = 8.0
+F32 = int(gguf.GGMLQuantizationType.F32)
 EMBEDDINGS = ("token_embd.weight", "output.weight")
 OUTPUT_NORMS = ("output_norm.weight", "token_embd_norm.weight")
-KEPT_IN_F32 = (
-    "norm",
-    "bias",
-    "ssm_a",
-    "ssm_d",
-    "conv",
-    "gate_inp",
-    "sinks",
-    "rope_",
-    "position_",
-    "token_types",
-)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A tensor's bytes and the number of its type, which may be newer than the gguf package."""
+
+    type: int
+    data: npt.NDArray[np.generic]
 
 
 def write_model(
@@ -42,23 +42,27 @@ def write_model(
     architecture: Architecture,
     *,
     seed: int = 0,
-    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    encode: Callable[[str, Shape], Encoded | None] = lambda name, shape: None,
 ) -> Path:
+    """float32, but for the tensors that `encode` makes."""
     writer = gguf.GGUFWriter(str(path), architecture.arch)
     writer.add_name("random")  # a name that upstream knows makes it expect that model's tokens
     for key, value in architecture.metadata.items():
         _add(writer, f"{architecture.arch}.{key}", value)
     _add_vocabulary(writer)
-    for name, shape in architecture.tensors.items():
-        values = _noise(name, shape, seed, tied=architecture.tied)
-        if len(shape) > 1 and not any(part in name for part in KEPT_IN_F32):
-            raw = gguf.quants.quantize(values, kind)
-            writer.add_tensor(name, raw, raw_dtype=kind)
-        else:
-            writer.add_tensor(name, values)
+    tensors = {
+        name: encode(name, shape) or Encoded(F32, _noise(name, shape, seed, tied=architecture.tied))
+        for name, shape in architecture.tensors.items()
+    }
+    for name, tensor in tensors.items():
+        shape = architecture.tensors[name]
+        kind = cast("gguf.GGMLQuantizationType", tensor.type)
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), tensor.data.nbytes, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in tensors.values():
+        writer.write_tensor_data(tensor.data)
     writer.close()
     return path
 
