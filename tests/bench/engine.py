@@ -12,12 +12,18 @@ import click
 from meshnode.cli.engine import build_showing_progress
 from meshnode.engine.build import BuildOptions
 from meshnode.engine.cache import load_engine
+from tests.bench.engine_chapter import Chapter, Run
+from tests.bench.engine_gateway import GATEWAY
+from tests.bench.engine_large import LARGE_LOAD
+from tests.bench.engine_latency import LATENCY
 from tests.bench.engine_measures import Sample
+from tests.bench.engine_reading import READING
 from tests.bench.engine_rows import Row, rows
 from tests.bench.engine_sides import MESH, STOCK, Side, deployment
 from tests.bench.engine_tables import Outcome, commands_table, machine, results_table
 from tests.engine.processes import EngineFailed
 
+CHAPTERS = (GATEWAY, LATENCY, READING, LARGE_LOAD)
 RESULT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
 
@@ -28,7 +34,7 @@ RESULT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 @click.option("--models", type=click.Path(path_type=Path), help="Default: in MESH_CACHE.")
 @click.option("--side", type=click.Choice((STOCK, MESH)), multiple=True, help="Default: both.")
 @click.option("--engine", type=click.Path(path_type=Path), help="Another patched bin folder.")
-@click.option("--list", "lists", is_flag=True, help="Name the rows.")
+@click.option("--list", "lists", is_flag=True, help="Name the rows and tables.")
 @click.option("--write", is_flag=True, help="Put the tables into docs/benchmarks.md.")
 def engine(
     names: tuple[str, ...],
@@ -41,26 +47,28 @@ def engine(
     write: bool,
 ) -> None:
     """Load, tokens and prefill over links with a delay: stock RPC and ours by turns."""
-    chosen = choose(rows(models), names)
+    chosen = choose((*rows(models), *CHAPTERS), names)
     if lists:
-        for row in chosen:
-            click.echo(f"{row.name:14} {row.title} (to reach: {row.goal.text})")
+        for one in chosen:
+            click.echo(f"{one.name:14} {one.title}")
         return
-    sides = [one for one in find_sides(engine) if not side or one.name in side]
-    outcomes = tuple(run_row(row, sides, rounds, tokens) for row in chosen)
-    text = report(outcomes, rounds, tokens)
+    sides = tuple(one for one in find_sides(engine) if not side or one.name in side)
+    run = Run(sides, rounds, tokens, models, click.echo)
+    outcomes = tuple(run_row(run, row) for row in chosen if isinstance(row, Row))
+    told = [one.tell(run) for one in chosen if isinstance(one, Chapter)]
+    text = "\n\n".join(part for part in (*report(run, outcomes), *told) if part)
     click.echo("\n" + text)
     if write:
         put("engine", text)
 
 
-def choose(known: tuple[Row, ...], names: tuple[str, ...]) -> tuple[Row, ...]:
-    unknown = set(names) - {row.name for row in known}
+def choose(known: tuple[Row | Chapter, ...], names: tuple[str, ...]) -> list[Row | Chapter]:
+    unknown = set(names) - {one.name for one in known}
     if unknown:
         raise click.UsageError(
             f"no row is called {', '.join(sorted(unknown))}: ask `./just bench engine --list`"
         )
-    return tuple(row for row in known if not names or row.name in names)
+    return [one for one in known if not names or one.name in names]
 
 
 def find_sides(patched: Path | None) -> list[Side]:
@@ -68,17 +76,16 @@ def find_sides(patched: Path | None) -> list[Side]:
     return [Side(STOCK, build_showing_progress(BuildOptions(stock=True))), Side(MESH, ours)]
 
 
-def run_row(row: Row, sides: list[Side], rounds: int, tokens: int) -> Outcome:
-    samples: dict[str, list[Sample]] = {side.name: [] for side in sides}
-    _warm(row.setup.model)
-    for number in range(rounds):
-        for side in sides:
+def run_row(run: Run, row: Row) -> Outcome:
+    samples: dict[str, list[Sample]] = {side.name: [] for side in run.sides}
+    for number in range(run.rounds):
+        for side in run.sides:
             with _explained(row, side), deployment(side, row.setup) as deployed:
-                sample = row.measure(deployed, tokens)
+                sample = row.measure(deployed, run.tokens)
             samples[side.name].append(sample)
             figures = [f"{sample.figure:.2f} {row.unit}"]
             figures += [f"{name} {value:.3g}" for name, value in sample.notes.items()]
-            click.echo(f"{row.name}, round {number + 1}, {side.name}: {', '.join(figures)}")
+            run.say(f"{row.name}, round {number + 1}, {side.name}: {', '.join(figures)}")
     return Outcome(row, {name: tuple(found) for name, found in samples.items()})
 
 
@@ -93,22 +100,14 @@ def _explained(row: Row, side: Side) -> Iterator[None]:
         ) from failure
 
 
-def _warm(model: Path) -> None:
-    """What both sides read is in memory."""
-    with model.open("rb") as file:
-        while file.read(16 << 20):
-            pass
-
-
-def report(outcomes: tuple[Outcome, ...], rounds: int, tokens: int) -> str:
+def report(run: Run, outcomes: tuple[Outcome, ...]) -> list[str]:
     today = datetime.datetime.now(datetime.UTC).date()
-    plural = "rounds" if rounds > 1 else "round"
-    parts = [
-        f"{today}; {machine()}. Median of {rounds} {plural}, {tokens} tokens a measurement.",
-        results_table(outcomes),
-        *(commands_table(outcome) for outcome in outcomes),
-    ]
-    return "\n\n".join(part for part in parts if part)
+    plural = "rounds" if run.rounds > 1 else "round"
+    measured = f"Median of {run.rounds} {plural}, {run.tokens} tokens a measurement."
+    head = f"{today}; {machine()}. {measured}"
+    if not outcomes:
+        return [head]
+    return [head, results_table(outcomes), *(commands_table(outcome) for outcome in outcomes)]
 
 
 def put(name: str, text: str) -> None:

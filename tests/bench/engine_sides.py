@@ -23,11 +23,13 @@ import psutil
 from meshnode.engine.cache import Engine
 from tests.bench.delay_line import Line, Link, delay_line
 from tests.bench.link_shaper import Way
+from tests.engine.page_cache import drop
 from tests.engine.processes import Running, llama_server, rpc_server
 
 STOCK, MESH = "stock", "mesh"
 URL = "http://engine"
 ANSWER_LIMIT_S = 600.0
+READ_BYTES = 16 << 20
 NO_DELAY = Way()
 
 
@@ -98,11 +100,22 @@ def knows(engine: Engine, variable: str) -> bool:
     return _mentions(engine.bin_dir, variable)
 
 
+def prepare_cache(model: Path, *, is_cold: bool) -> None:
+    """What both sides read is in memory, or nothing of it."""
+    if is_cold:
+        drop(model)
+        return
+    with model.open("rb") as file:
+        while file.read(READ_BYTES):
+            pass
+
+
 @contextmanager
 def deployment(side: Side, setup: Setup) -> Iterator[Deployment]:
     # A socket's path has 100 bytes.
     with tempfile.TemporaryDirectory(prefix="mesh-b-", dir="/tmp") as name, ExitStack() as stack:
         folder = Path(name)
+        prepare_cache(setup.model, is_cold=setup.drops_cache)
         is_ring = side.is_mesh and setup.workers > 1 and has_ring(side.engine)
         workers = [
             stack.enter_context(_worker(side, setup, folder, number, is_ring=is_ring))

@@ -52,7 +52,8 @@ class RpcClient:
     def send_raw(self, data: bytes) -> None:
         self._socket.sendall(data)
 
-    def ask(self, command: int, payload: bytes) -> bytes | None:
+    def ask(self, command: int, payload: bytes, *, limit_s: float = REPLY_LIMIT_S) -> bytes | None:
+        self._socket.settimeout(limit_s)
         self.send(command, payload)
         return self.reply()
 
