@@ -7,21 +7,30 @@ One stream a request; the first message names the operation:
   *is* the lease: when either side closes it, or it is lost, the lease has ended. The worker says
   `ended` with the reason when it is the one who ends it.
 
-Activations go over `rpc/<lease id>`, open to the lease's owner alone.
+Activations go over `rpc/<lease id>`, open to the lease's owner alone, and over `push/<lease id>`,
+open to the one worker that the owner names (docs/architecture.md, "The ring"). A worker whose
+engine can do that says so in its grant, and then alone hears more on the lease's stream: `PushFrom`
+and `PushTo`, each once at most. It answers each with a `PushNews`, and tells by another one when
+what it pushed into has ended.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from meshnode.errors import BadMessage
+from tunnels.peer import KEY_BYTES, PeerId
 
 MAX_TEXT_CHARS = 512
 MAX_DEVICES = 16
 MAX_REPORTED_TENSORS = 64
 RPC_SERVICE = "rpc/"
+PUSH_SERVICE = "push/"
+RING_VERSION = 1
+"""Of what a worker understands of the ring; 0, or nothing, for none of it."""
 
 
 @dataclass(frozen=True)
@@ -82,22 +91,70 @@ class LeaseRequest:
 @dataclass(frozen=True)
 class Granted:
     """`usable`: tensors the worker reads from its own disk. `differing`: names of tensors whose
-    bytes there are not the model's (the first few), `differing_count` of them in all."""
+    bytes there are not the model's (the first few), `differing_count` of them in all. `ring`: the
+    version of the ring that it understands."""
 
     lease: str
     usable_count: int
     missing_count: int
     differing_count: int
     differing: tuple[str, ...]
+    ring: int = 0
 
     def to_message(self) -> dict[str, Any]:
         return {
             "event": "granted",
+            "ring": self.ring,
             "lease": self.lease,
             "usable_count": self.usable_count,
             "missing_count": self.missing_count,
             "differing_count": self.differing_count,
             "differing": list(self.differing),
+        }
+
+
+class End(Enum):
+    """Which end of a push a worker is, seen from itself."""
+
+    FROM = "from"  # the one before it pushes here
+    TO = "to"  # it pushes to the next one
+
+
+@dataclass(frozen=True)
+class PushFrom:
+    """The owner of a lease: this peer, and no other, may push into it."""
+
+    peer: PeerId
+
+    def to_message(self) -> dict[str, Any]:
+        return {"op": "push_from", "peer": self.peer.key}
+
+
+@dataclass(frozen=True)
+class PushTo:
+    """The owner of a lease: what is computed on it may be pushed into this lease at this peer."""
+
+    peer: PeerId
+    lease: str
+
+    def to_message(self) -> dict[str, Any]:
+        return {"op": "push_to", "peer": self.peer.key, "lease": self.lease}
+
+
+@dataclass(frozen=True)
+class PushNews:
+    """A worker: that end of the push stands, or it does not, or no more, and `reason` says why."""
+
+    end: End
+    stands: bool
+    reason: str = ""
+
+    def to_message(self) -> dict[str, Any]:
+        return {
+            "event": "push",
+            "end": self.end.value,
+            "stands": self.stands,
+            "reason": self.reason,
         }
 
 
@@ -136,9 +193,7 @@ def parse_lease_request_untrusted(message: Mapping[str, Any]) -> LeaseRequest:
 
 def parse_granted_untrusted(message: Mapping[str, Any]) -> Granted:
     """Raises `BadMessage` and nothing else."""
-    lease = _text(message, "lease")
-    if not (lease.isascii() and lease.isalnum()):
-        raise BadMessage("the worker's lease has no proper id")
+    lease = _lease_id(message)
     names = _list(message, "differing", MAX_REPORTED_TENSORS)
     return Granted(
         lease=lease,
@@ -146,7 +201,26 @@ def parse_granted_untrusted(message: Mapping[str, Any]) -> Granted:
         missing_count=_count(message, "missing_count"),
         differing_count=_count(message, "differing_count"),
         differing=tuple(_as_text(name) for name in names),
+        ring=_count(message, "ring") if "ring" in message else 0,
     )
+
+
+def parse_push_order_untrusted(message: Mapping[str, Any]) -> PushFrom | PushTo:
+    """Raises `BadMessage` and nothing else."""
+    match message.get("op"):
+        case "push_from":
+            return PushFrom(_peer(message))
+        case "push_to":
+            return PushTo(_peer(message), _lease_id(message))
+    raise BadMessage("the peer talks on where the rest of the stream is the lease")
+
+
+def parse_push_news_untrusted(message: Mapping[str, Any]) -> PushNews:
+    """Raises `BadMessage` and nothing else."""
+    end, stands = message.get("end"), message.get("stands")
+    if end not in ("from", "to") or not isinstance(stands, bool):
+        raise BadMessage("the worker's word about a push has an unknown shape")
+    return PushNews(End(end), stands, _text(message, "reason"))
 
 
 def parse_reason_untrusted(message: Mapping[str, Any]) -> str:
@@ -177,6 +251,21 @@ def _as_text(value: object) -> str:
     if not isinstance(value, str) or len(value) > MAX_TEXT_CHARS:
         raise BadMessage("the peer's message lacks a text or has one too long")
     return printable(value)
+
+
+def _lease_id(message: Mapping[str, Any]) -> str:
+    """Fit to be in a service's name."""
+    lease = _text(message, "lease")
+    if not (lease.isascii() and lease.isalnum()):
+        raise BadMessage("the peer's lease has no proper id")
+    return lease
+
+
+def _peer(message: Mapping[str, Any]) -> PeerId:
+    key = message.get("peer")
+    if not isinstance(key, bytes) or len(key) != KEY_BYTES:
+        raise BadMessage("the peer's message names no proper peer")
+    return PeerId(key)
 
 
 def _count(message: Mapping[str, Any], key: str) -> int:

@@ -119,7 +119,7 @@ FACTS = WorkerFacts(
     ("model-a", "model-b"),
 )
 LEASE = LeaseRequest("key", "model", 1 << 30, b"wanted")
-GRANTED = Granted("abc123", 9, 1, 2, ("blk.0.attn_q.weight",))
+GRANTED = Granted("abc123", 9, 1, 2, ("blk.0.attn_q.weight",), ring=1)
 
 
 def over_cbor(parse: Callable[[Mapping[str, Any]], Any]) -> Callable[[bytes], Any]:

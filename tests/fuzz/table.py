@@ -11,6 +11,7 @@ from tests.fuzz import (
     portmap_parsers,
     probe_parsers,
     quic_parsers,
+    ring_parsers,
     tunnels_parsers,
     webrtc_parsers,
 )
@@ -22,6 +23,7 @@ PARSERS: dict[str, Parser] = {
         *(tunnels_parsers, probe_parsers, quic_parsers, webrtc_parsers),
         *(discovery_parsers, mdns_parsers, portmap_parsers),
         *(members_parsers, gossip_parsers, meshnode_parsers),
+        ring_parsers,
     )
     for parser in module.PARSERS
 }

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from meshnode.errors import BadMessage
 from meshnode.pipeline import protocol
-from meshnode.pipeline.protocol import DeviceFacts, Granted, LeaseRequest, WorkerFacts
+from meshnode.pipeline.protocol import (
+    DeviceFacts,
+    End,
+    Granted,
+    LeaseRequest,
+    PushFrom,
+    PushNews,
+    PushTo,
+    WorkerFacts,
+)
+from tunnels import PeerId
 
 FACTS = WorkerFacts(
     name="tower",
@@ -25,6 +35,7 @@ REQUEST = LeaseRequest(engine_key="abc123", model="glm", memory_bytes=2**30, wan
 GRANTED = Granted(
     lease="00ff00ff", usable_count=9, missing_count=1, differing_count=1, differing=("blk.0.x",)
 )
+NEIGHBOUR = PeerId(bytes(range(32)))
 
 
 def over_the_wire(message: dict[str, Any]) -> dict[str, Any]:
@@ -36,6 +47,11 @@ def test_every_message_survives_the_wire() -> None:
     assert protocol.parse_worker_facts_untrusted(over_the_wire(FACTS.to_message())) == FACTS
     assert protocol.parse_lease_request_untrusted(over_the_wire(REQUEST.to_message())) == REQUEST
     assert protocol.parse_granted_untrusted(over_the_wire(GRANTED.to_message())) == GRANTED
+    for order in (PushFrom(NEIGHBOUR), PushTo(NEIGHBOUR, "00ff00ff")):
+        arrived = over_the_wire(order.to_message())
+        assert protocol.parse_push_order_untrusted(arrived) == order
+    for news in (PushNews(End.FROM, True), PushNews(End.TO, False, "it is gone")):
+        assert protocol.parse_push_news_untrusted(over_the_wire(news.to_message())) == news
     assert protocol.parse_reason_untrusted({"reason": "no"}) == "no"
     assert protocol.parse_progress_untrusted({"done_bytes": 1, "total_bytes": 2}) == (1, 2)
 
@@ -69,6 +85,43 @@ def test_a_lease_id_must_be_fit_for_a_service_name() -> None:
             protocol.parse_granted_untrusted(GRANTED.to_message() | {"lease": lease})
 
 
+def test_an_older_worker_knows_no_ring() -> None:
+    older = GRANTED.to_message()
+    del older["ring"]
+    assert protocol.parse_granted_untrusted(older).ring == 0
+    newer = GRANTED.to_message() | {"ring": 7}
+    assert protocol.parse_granted_untrusted(newer).ring == 7
+    for odd in (-1, "1", None, True):
+        with pytest.raises(BadMessage):
+            protocol.parse_granted_untrusted(older | {"ring": odd})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"op": "lease"},
+        {"op": None},
+        {"peer": "text"},
+        {"peer": bytes(31)},
+        {"peer": bytes(33)},
+        {"lease": "../x"},
+        {"lease": 7},
+    ],
+)
+def test_an_order_to_push_names_a_peer_and_a_lease_or_is_none(change: dict[str, Any]) -> None:
+    with pytest.raises(BadMessage):
+        protocol.parse_push_order_untrusted(PushTo(NEIGHBOUR, "1").to_message() | change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"end": "middle"}, {"end": []}, {"stands": 1}, {"reason": None}, {"reason": "x" * 513}],
+)
+def test_news_of_a_push_of_a_wrong_shape_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(BadMessage):
+        protocol.parse_push_news_untrusted(PushNews(End.TO, True).to_message() | change)
+
+
 def test_a_request_without_tensors_is_refused() -> None:
     with pytest.raises(BadMessage):
         protocol.parse_lease_request_untrusted(REQUEST.to_message() | {"wanted": "text"})
@@ -84,7 +137,10 @@ junk = st.recursive(
     max_leaves=12,
 )
 keys = st.sampled_from(
-    ["name", "devices", "models", "usable_bytes", "lease", "reason", "wanted", "memory_bytes"]
+    [
+        *("name", "devices", "models", "usable_bytes", "lease", "reason", "wanted"),
+        *("memory_bytes", "op", "peer", "end", "stands", "ring"),
+    ]
 )
 
 
@@ -96,6 +152,8 @@ def test_junk_raises_nothing_else(message: dict[str, Any]) -> None:
         protocol.parse_granted_untrusted,
         protocol.parse_reason_untrusted,
         protocol.parse_progress_untrusted,
+        protocol.parse_push_order_untrusted,
+        protocol.parse_push_news_untrusted,
     ):
         try:
             parse(message)
