@@ -16,7 +16,7 @@ from discovery.token import Token
 from meshnode.bootstrap import Bootstrap
 from meshnode.circle import LET_GO, Circle
 from meshnode.dialling import JOIN_TIMEOUT_S, Dialling
-from meshnode.errors import MeshError
+from meshnode.errors import MeshError, NetworkError
 from meshnode.events import Emit, Event, Kind
 from meshnode.hearsay import Hearsay
 from meshnode.introducing import Introductions
@@ -121,6 +121,18 @@ class Connections:
                 # Where all are kept, nothing but a change changes whom.
                 with trio.move_on_after(math.inf if self.circle.is_whole else RECONSIDER_S):
                     await changed.wait()
+
+    async def reach_for(self, peer: PeerId, asker: PeerId) -> Session:
+        """The session with a member of a mesh that the asker has shown a grant of, too; dialled by
+        what we know of it, where there is none. Raises `NetworkError`."""
+        members, shared = self._membership.ledger.members, self._membership.shown_by(asker)
+        if not any(members.shown(mesh, peer) for mesh in members.proven(peer) & shared.keys()):
+            raise NetworkError("it is no member of a mesh that both are in")
+        await self.dialling.reach(peer)
+        session = self._endpoint.session(peer)
+        if session is None or session.suspected or not self._membership.is_introduced(peer):
+            raise NetworkError("it is not connected")
+        return session
 
     async def join(self, token: Token) -> None:
         """By one invite; raises what `Bootstrap.join` does."""

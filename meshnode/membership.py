@@ -30,6 +30,8 @@ from tunnels.allowance import Buckets, Rate
 log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 10.0
+PUSHED = "push/"
+"""What a role opens in principle, and a lease for one peer (`pipeline.pushing`)."""
 HEARING = Rate(per_s=0.03, burst=0.3)
 """Seconds a second. A thousand statements cost a quarter of one, and so do the manifests of 50,000
 tensors; whoever has more to say is heard to the end, slowly."""
@@ -68,6 +70,8 @@ class Membership:
         self.present_session: Callable[[PeerId], Session | None] = lambda _peer: None
         self.on_introduced: Callable[[PeerId], None] = lambda _peer: None
         self.emit: Emit = lambda _event: None
+        self.may_push: Callable[[PeerId, str], bool] = lambda _peer, _lease: False
+        """Whether the owner of that lease of ours has named that peer as the one that pushes."""
         self.hearing = Hearing()
         self._acquaintances: dict[PeerId, Acquaintance] = {}
 
@@ -77,7 +81,10 @@ class Membership:
         """Whether `peer`, as introduced on its present session, may open `service` here."""
         if service in OPEN_TO_ALL:
             return True
-        return any(may_open(grant.role, service) for grant in self.shown_by(peer).values())
+        if not any(may_open(grant.role, service) for grant in self.shown_by(peer).values()):
+            return False
+        lease = service.removeprefix(PUSHED)
+        return lease == service or self.may_push(peer, lease)
 
     def is_introduced(self, peer: PeerId) -> bool:
         """Whether both sides know each other's grants, so that we may open services there."""

@@ -43,15 +43,17 @@ def parse_message_untrusted(data: bytes) -> Message:
 
 
 class MessageStream:
-    """Whole messages over one byte stream."""
+    """Whole messages over one byte stream, also of several tasks."""
 
     def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
         self._stream = stream
+        self._sending = trio.Lock()
         self._buffer = bytearray()
 
     async def send(self, message: Message) -> None:
         body = cbor2.dumps(dict(message))
-        await self._stream.send_all(_LENGTH.pack(len(body)) + body)
+        async with self._sending:
+            await self._stream.send_all(_LENGTH.pack(len(body)) + body)
 
     async def receive_untrusted(self, limit_bytes: int = SMALL_MESSAGE_BYTES) -> Message:
         """The next message. Raises `BadMessage`, or `PeerGone` at the end of the stream."""

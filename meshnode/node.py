@@ -46,7 +46,6 @@ from meshnode.pipeline.lease import LeaseDesk
 from meshnode.state import PORT_DOCUMENT, Home
 from meshnode.whereabouts import Whereabouts, network_row
 from tunnels import AddressPolicy, Endpoint, ListenFailed, PeerId
-from tunnels.gate import ASK
 from tunnels.link import LINK_KINDS
 from tunnels.network import HostNetwork
 from tunnels.offline import NearNetwork
@@ -131,6 +130,7 @@ class Node:
                 log_folder=logs,
                 emit=self._emit,
                 sandbox=prepare_sandbox(lend.sandbox, (self._home.folder,)),
+                reach=self._connections.reach_for,
             )
         if serve:
             self._orchestrator = Orchestrator(
@@ -204,8 +204,8 @@ class Node:
         endpoint = self._endpoint
         self._connections.offer_services()
         if self._desk:
-            endpoint.serve("control", self._desk.serve_control, ASK)
-            endpoint.serve("rpc/", self._desk.serve_rpc)
+            self._membership.may_push = self._desk.pushing.may_push
+            self._desk.offer_services(endpoint)
         if self._orchestrator:
             self._orchestrator.standing.node_status = self.status
 

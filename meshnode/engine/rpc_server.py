@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,34 @@ from meshnode.paths import check_socket_path
 
 START_TIMEOUT_S = 60.0  # CUDA takes seconds to wake its cards
 POLL_INTERVAL_S = 0.02
+HELP_TIMEOUT_S = 20.0
+PUSH_OPTION = "--push-listen"
+
+
+@dataclass(frozen=True)
+class PushSockets:
+    """Where an rpc-server listens for the ring. `inward`: for what its predecessor pushes;
+    `outward`: for whoever carries to its successor what it pushes.
+
+    It connects to neither: in the sandbox it cannot connect to anything.
+    """
+
+    inward: Path
+    outward: Path
+
+
+async def can_push(engine: Engine) -> bool:
+    """Whether its rpc-servers know the ring: those of an older engine do not."""
+    with trio.move_on_after(HELP_TIMEOUT_S):
+        run = await trio.run_process(
+            [str(engine.program("ggml-rpc-server")), "--help"],
+            env=child_environment(),
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+        return PUSH_OPTION in (run.stdout + run.stderr).decode(errors="replace")
+    return False
 
 
 def rpc_server_argv(
@@ -28,6 +57,7 @@ def rpc_server_argv(
     memory_limit_bytes: int | None,
     devices: Sequence[str],
     threads: int | None,
+    pushes: PushSockets | None = None,
 ) -> list[str]:
     argv = [str(engine.program("ggml-rpc-server")), "-H", f"unix:{socket_path}"]
     if manifest is not None:
@@ -36,6 +66,8 @@ def rpc_server_argv(
         argv += ["--memory-limit", str(memory_limit_bytes)]
     if devices:
         argv += ["--device", ",".join(devices)]
+    if pushes is not None:
+        argv += [PUSH_OPTION, f"unix:{pushes.inward}", "--push-to", f"unix:{pushes.outward}"]
     return [*argv, "--threads", str(threads or default_threads())]
 
 
@@ -53,15 +85,16 @@ async def open_rpc_server(
     memory_limit_bytes: int | None,
     devices: Sequence[str] = (),
     threads: int | None = None,
+    pushes: PushSockets | None = None,
     log: Path,
     sandbox: Sandbox = UNCONFINED,
     model_files: Sequence[Path] = (),
 ) -> AsyncIterator[Child]:
     """Run one until the block ends; it accepts connections when the block begins.
 
-    In a sandbox the socket's folder must be its own, and it can read the manifest and `model_files`
-    alone. Its socket is removed afterwards. Raises `EngineFailed`, or `HomeError` for a path too
-    long.
+    In a sandbox the folder of its sockets must be its own, and it can read the manifest and
+    `model_files` alone. Its socket is removed afterwards. Raises `EngineFailed`, or `HomeError` for
+    a path too long.
     """
     check_socket_path(socket_path)
     argv = rpc_server_argv(
@@ -71,6 +104,7 @@ async def open_rpc_server(
         memory_limit_bytes=memory_limit_bytes,
         devices=devices,
         threads=threads,
+        pushes=pushes,
     )
     environment, policy = child_environment(), b""
     if sandbox.standing:

@@ -9,15 +9,20 @@ import trio
 
 from meshnode.crash_points import reached
 from meshnode.errors import BadMessage, MeshError, NetworkError, ResourceError
-from meshnode.messages import Message, MessageStream
+from meshnode.messages import MessageStream
 from meshnode.models.shelf import MAX_DIGESTED, PROGRESS_STEP_BYTES
 from meshnode.nurseries import accompanied_by
 from meshnode.pipeline.protocol import (
+    End,
     Granted,
     LeaseRequest,
+    PushFrom,
+    PushNews,
+    PushTo,
     WorkerFacts,
     parse_granted_untrusted,
     parse_progress_untrusted,
+    parse_push_news_untrusted,
     parse_reason_untrusted,
     parse_worker_facts_untrusted,
 )
@@ -42,6 +47,10 @@ class LeaseLost(NetworkError):
     """A granted lease ended before its deployment did."""
 
 
+class PushRefused(NetworkError):
+    """The worker pushes nothing, or takes nothing; its sentence."""
+
+
 async def ask_facts(session: Session) -> WorkerFacts:
     """What the peer lends. Raises a `MeshError` when it does not answer."""
     try:
@@ -54,17 +63,69 @@ async def ask_facts(session: Session) -> WorkerFacts:
         raise NetworkError(f"the peer {session.peer.short} lends nothing: {error}") from None
 
 
+class PushEnd:
+    """What a worker has said of one end of a push: that it stands, or does not, or no more."""
+
+    def __init__(self) -> None:
+        self.told = trio.Event()
+        self.over = trio.Event()
+        self.reason = ""
+
+    def hear(self, news: PushNews) -> None:
+        """Raises `BadMessage` for what cannot follow on what was said."""
+        if self.over.is_set() or (news.stands and self.told.is_set()):
+            raise BadMessage("the worker says of a push what cannot be")
+        self.told.set()
+        if not news.stands:
+            self.reason = news.reason
+            self.over.set()
+
+
 class Borrowed:
     """A lease in force. `ended` is set, and `reason` says why, when the worker's side ended it."""
 
-    def __init__(self, granted: Granted) -> None:
+    def __init__(self, granted: Granted, messages: MessageStream) -> None:
         self.granted = granted
         self.ended = trio.Event()
         self.reason = ""
+        self._messages = messages
+        self._ends: dict[End, PushEnd] = {}
+
+    async def order(self, order: PushFrom | PushTo) -> PushEnd:
+        """Has the worker take pushes or make them; returns once that stands. Only for one whose
+        grant says that it knows the ring, and once each. Raises `PushRefused`, `TunnelError`."""
+        end = self._ends[End.FROM if isinstance(order, PushFrom) else End.TO] = PushEnd()
+        await self._messages.send(order.to_message())
+        await end.told.wait()
+        if end.over.is_set():
+            raise PushRefused(end.reason)
+        return end
+
+    def _hear(self, news: PushNews) -> None:
+        end = self._ends.get(news.end)
+        if end is None:
+            raise BadMessage("the worker tells of a push that nobody asked for")
+        end.hear(news)
 
     def _end(self, reason: str) -> None:
         self.reason = reason
         self.ended.set()
+
+    async def _follow(self) -> None:
+        """What the worker says from the grant on, to the lease's end."""
+        reason = "the worker ended the lease"
+        try:
+            while (message := await self._messages.receive_or_end_untrusted()) is not None:
+                match message.get("event"):
+                    case "push":
+                        self._hear(parse_push_news_untrusted(message))
+                        continue
+                    case "ended":
+                        reason = parse_reason_untrusted(message)
+                break
+        except (StreamError, MeshError) as error:
+            reason = str(error)
+        self._end(reason)
 
 
 @asynccontextmanager
@@ -86,7 +147,7 @@ async def borrow(
             with trio.fail_after(ASK_TIMEOUT_S):
                 await messages.send(request.to_message())
             reached("lease.asked")
-            borrowed = Borrowed(await _await_grant(messages, on_progress))
+            borrowed = Borrowed(await _await_grant(messages, on_progress), messages)
             reached("lease.granted")
         except trio.TooSlowError:
             raise LeaseLost(
@@ -95,10 +156,7 @@ async def borrow(
         except TunnelError as error:
             raise _gone(error) from None
 
-        async def watch() -> None:
-            borrowed._end(await _await_end(messages))
-
-        async with accompanied_by(watch):
+        async with accompanied_by(borrowed._follow):
             yield borrowed
     finally:
         with trio.move_on_after(GOODBYE_S, shield=True):
@@ -152,13 +210,3 @@ async def _await_grant(messages: MessageStream, on_progress: Callable[[int, int]
                 raise LeaseRefused(parse_reason_untrusted(message))
             case _:
                 raise BadMessage("the worker answered with a message this version does not know")
-
-
-async def _await_end(messages: MessageStream) -> str:
-    try:
-        message: Message | None = await messages.receive_or_end_untrusted()
-        if message is not None and message.get("event") == "ended":
-            return parse_reason_untrusted(message)
-    except (StreamError, MeshError) as error:
-        return str(error)
-    return "the worker ended the lease"

@@ -11,7 +11,7 @@ import secrets
 import shutil
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from meshnode.crash_points import reached
 from meshnode.engine.cache import Engine
 from meshnode.engine.children import Child
 from meshnode.engine.devices import Device
-from meshnode.engine.rpc_server import open_rpc_server
+from meshnode.engine.rpc_server import PushSockets, can_push, open_rpc_server
 from meshnode.engine.sandbox.check import UNCONFINED, Sandbox
 from meshnode.errors import (
     BadMessage,
@@ -43,6 +43,8 @@ from meshnode.paths import socket_path
 from meshnode.pipeline.inventory import Inventory, is_gpu, keep_reserve
 from meshnode.pipeline.protocol import (
     MAX_REPORTED_TENSORS,
+    PUSH_SERVICE,
+    RING_VERSION,
     RPC_SERVICE,
     DeviceFacts,
     Granted,
@@ -51,10 +53,12 @@ from meshnode.pipeline.protocol import (
     parse_lease_request_untrusted,
     printable,
 )
+from meshnode.pipeline.pushing import PUSHING, LeaseEnds, Pushing, Reach, reach_nobody
 from meshnode.pipeline.usage import LeaseUse
 from meshnode.state import write_durably
-from tunnels import PeerId, Stream
+from tunnels import Endpoint, PeerId, Stream
 from tunnels.forward import connect_and_splice
+from tunnels.gate import ASK
 
 LEASE_ID_BYTES = 8
 REQUEST_TIMEOUT_S = 30.0  # to say what is wanted, 16 MiB at most; and to take each answer
@@ -64,11 +68,12 @@ MAX_LEASES = 32  # in all: each is a process, however little it asks for
 
 log = logging.getLogger(__name__)
 RPC_SOCKET = "rpc.sock"
+PUSH_SOCKETS = ("in.sock", "out.sock")  # no longer than the one above: paths are limited
 
 
 @dataclass(frozen=True)
 class Lease:
-    """Reserved memory: whose, for which tensors, behind which socket."""
+    """Reserved memory: whose, for which tensors, behind which socket, between which neighbours."""
 
     id: str
     owner: PeerId
@@ -76,6 +81,7 @@ class Lease:
     memory_bytes: int
     wanted: bytes
     socket: Path
+    ends: LeaseEnds = field(compare=False)
 
 
 class LeaseDesk:
@@ -93,6 +99,7 @@ class LeaseDesk:
         log_folder: Path,
         emit: Emit,
         sandbox: Sandbox = UNCONFINED,
+        reach: Reach = reach_nobody,
     ) -> None:
         self._name = name
         self._engine = engine
@@ -104,6 +111,8 @@ class LeaseDesk:
         self._log_folder = log_folder
         self._emit = emit
         self.sandbox = sandbox
+        self.pushing = Pushing(reach)
+        self._pushes: bool | None = None  # whether the engine knows the ring, once asked
         self._leases: dict[str, Lease] = {}
         self._server_pids: set[int] = set()
         self._unheard: Counter[PeerId] = Counter()
@@ -158,6 +167,11 @@ class LeaseDesk:
 
     # -- services -----------------------------------------------------------------------------
 
+    def offer_services(self, endpoint: Endpoint) -> None:
+        endpoint.serve("control", self.serve_control, ASK)
+        endpoint.serve(RPC_SERVICE, self.serve_rpc)
+        endpoint.serve(PUSH_SERVICE, self.pushing.serve, PUSHING)
+
     async def serve_control(self, stream: Stream) -> None:
         try:
             await self._serve_control(stream)
@@ -173,6 +187,7 @@ class LeaseDesk:
         try:
             request = await self._hear_request(stream.peer, messages)
             if request.get("op") == "facts":
+                await self._knows_ring()  # the lease that follows need not wait for it
                 with trio.fail_after(REQUEST_TIMEOUT_S):
                     await self._inventory.refresh()
                     await messages.send(self.facts().to_message())
@@ -213,10 +228,11 @@ class LeaseDesk:
         self, stream: Stream, messages: MessageStream, message: Mapping[str, Any]
     ) -> None:
         """One lease from request to end. The owner's end of the stream is the end of it all."""
+        ends = LeaseEnds(stream.peer)
         async with bare_nursery() as nursery:
-            nursery.start_soon(_cancel_when_closed, messages, nursery.cancel_scope)
+            nursery.start_soon(self.pushing.hear_owner, messages, ends, nursery)
             try:
-                lease = self._reserve(stream.peer, parse_lease_request_untrusted(message))
+                lease = self._reserve(ends, parse_lease_request_untrusted(message))
                 try:
                     reached("lease.reserved")
                     match = await self._match(messages, lease)
@@ -225,6 +241,7 @@ class LeaseDesk:
                     reached("end.lease")
                     del self._leases[lease.id]
                     self._use.end(lease.id)
+                    self.pushing.end(lease.id)
                     self._tell(lease, f"lease for {lease.model} ended, memory is free again")
             except (MeshError, OSError) as caught:
                 error = out_of_files(caught) or caught
@@ -234,7 +251,7 @@ class LeaseDesk:
             await stream.send_eof()
             nursery.cancel_scope.cancel()
 
-    def _reserve(self, owner: PeerId, request: LeaseRequest) -> Lease:
+    def _reserve(self, ends: LeaseEnds, request: LeaseRequest) -> Lease:
         """Enters the lease, so that nobody else is promised its memory while it comes up."""
         if request.engine_key != self._engine.key:
             raise UsageError(
@@ -242,6 +259,7 @@ class LeaseDesk:
                 f"{request.engine_key}: install the same mesh version on both, then run "
                 "`mesh engine build` on each"
             )
+        owner = ends.owner
         if sum(lease.owner == owner for lease in self.leases) >= MAX_LEASES_OF_ONE:
             raise ResourceError(
                 f"{self._name} lends to this node {MAX_LEASES_OF_ONE} times already: end one first"
@@ -263,9 +281,15 @@ class LeaseDesk:
             memory_bytes=request.memory_bytes,
             wanted=request.wanted,
             socket=socket_path(self._runtime_folder, f"rpc-{lease_id}/{RPC_SOCKET}"),
+            ends=ends,
         )
         self._leases[lease_id] = lease
         return lease
+
+    async def _knows_ring(self) -> bool:
+        if self._pushes is None:
+            self._pushes = await can_push(self._engine)
+        return self._pushes
 
     async def _match(self, messages: MessageStream, lease: Lease) -> LocalMatch:
         """The model's tensors as our files have them; a first digest is told as it goes."""
@@ -294,7 +318,9 @@ class LeaseDesk:
         folder = lease.socket.parent  # its own: all that the rpc-server may change
         folder.mkdir(mode=0o700)
         manifest = folder / "manifest"
+        pushes = PushSockets(*(folder / name for name in PUSH_SOCKETS))
         try:
+            sockets = pushes if await self._knows_ring() else None
             write_durably(manifest, match.engine_manifest.encode(errors="surrogateescape"))
             reached("lease.manifest")
             async with open_rpc_server(
@@ -304,6 +330,7 @@ class LeaseDesk:
                 memory_limit_bytes=lease.memory_bytes,
                 devices=self._names,
                 threads=self._lend.threads,
+                pushes=sockets,
                 log=self._log_folder / "rpc-server.log",
                 sandbox=self.sandbox,
                 model_files=offered_files(match.engine_manifest),
@@ -311,7 +338,8 @@ class LeaseDesk:
                 self._server_pids.add(child.pid)
                 reached("lease.started")
                 try:
-                    await _say(messages, _granted(lease.id, match).to_message())
+                    self.pushing.begin(lease.id, lease.ends, sockets)
+                    await _say(messages, _granted(lease.id, match, sockets).to_message())
                     self._tell(lease, f"lent {human_bytes(lease.memory_bytes)} for {lease.model}")
                     reason = await self._until_over(lease, child)
                 finally:
@@ -341,14 +369,6 @@ class LeaseDesk:
         self._emit(Event(Kind.LEASE, text, data))
 
 
-async def _cancel_when_closed(messages: MessageStream, scope: trio.CancelScope) -> None:
-    """A lost stream raises instead, and so does an owner that goes on talking: either ends the
-    lease just the same."""
-    if await messages.receive_or_end_untrusted() is not None:
-        raise BadMessage("the peer talks on where the rest of the stream is the lease")
-    scope.cancel()
-
-
 async def _say(messages: MessageStream, message: Mapping[str, Any]) -> None:
     """To an owner that may take nothing of it: a lease is not held for that. Raises
     `trio.TooSlowError`."""
@@ -356,13 +376,14 @@ async def _say(messages: MessageStream, message: Mapping[str, Any]) -> None:
         await messages.send(message)
 
 
-def _granted(lease_id: str, match: LocalMatch) -> Granted:
+def _granted(lease_id: str, match: LocalMatch, sockets: PushSockets | None) -> Granted:
     return Granted(
         lease=lease_id,
         usable_count=match.usable_count,
         missing_count=match.missing_count,
         differing_count=len(match.differing),
         differing=match.differing[:MAX_REPORTED_TENSORS],
+        ring=RING_VERSION if sockets else 0,
     )
 
 

@@ -26,6 +26,7 @@ from meshnode.pipeline.borrow import LeaseRefused, ask_facts, borrow
 from meshnode.pipeline.inventory import Inventory
 from meshnode.pipeline.lease import MAX_LEASES, LeaseDesk
 from meshnode.pipeline.protocol import LeaseRequest
+from meshnode.pipeline.pushing import LeaseEnds
 from tests.engine.synthetic import make_model
 from tunnels import Endpoint, Identity, Session, StreamError
 
@@ -148,7 +149,7 @@ async def test_leases_of_next_to_nothing_are_few_whoever_asks(
     async with scene(short_path, engine) as stage:
         tiny = replace(stage.request, memory_bytes=1)
         for _ in range(MAX_LEASES):
-            stage.desk._reserve(Identity.generate().peer, tiny)
+            stage.desk._reserve(LeaseEnds(Identity.generate().peer), tiny)
         with pytest.raises(LeaseRefused, match=f"lends {MAX_LEASES} times already"):
             async with borrow(stage.session, tiny, lambda _done, _total: None):
                 pass
