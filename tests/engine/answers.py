@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from tests.engine.processes import Running
 N_TOKENS = 32
 N_BEST = 5
 TIMEOUT_S = 60
+MEDIA_MARKER = "<media>"
+"""In llama-server's environment as LLAMA_MEDIA_MARKER; by default it draws one at random."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,17 @@ class Answer:
         return [best[0][1] - best[1][1] for best in self.best if best]
 
 
-def ask(server: Running, prompt: Sequence[int]) -> Answer:
+def ask(server: Running, prompt: Sequence[int], image: bytes | None = None) -> Answer:
+    """With `image`, the prompt begins with it; llama-server then takes text only."""
+    text = {
+        "prompt_string": MEDIA_MARKER + "".join(map(str, prompt)),
+        "multimodal_data": [base64.b64encode(image or b"").decode()],
+    }
     reply = _post(
         server,
         "completion",
         {
-            "prompt": list(prompt),
+            "prompt": text if image else list(prompt),
             "n_predict": N_TOKENS,
             "temperature": 0,
             "return_tokens": True,

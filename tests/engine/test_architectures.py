@@ -160,6 +160,28 @@ def test_the_engine_s_defaults_too_give_the_same_probabilities(
     assert all_read_their_own(folder, subject.workers)
 
 
+@pytest.mark.parametrize("subject", ["gemma2", "phi3", "qwen2moe", "jamba"], indirect=True)
+def test_a_worker_without_the_file_is_sent_tied_and_duplicated_tensors_too(
+    subject: Subject, engine_bin: Path, folder: Path
+) -> None:
+    """It comes last, and so has the output: for gemma2 the embedding once more."""
+    with (
+        rpc_server(engine_bin, folder) as without,
+        llama_server(
+            engine_bin,
+            folder,
+            subject.model,
+            *PRECISE,
+            rpc=[subject.workers[0], without],
+            env=mesh_env(folder),
+        ) as server,
+    ):
+        assert ask_in_turn(server, PROMPTS) == subject.alone
+    sent = {load.server: load.sent_tensors for load in loads(folder / "report.jsonl")}
+    assert sent[subject.workers[0].address] == 0
+    assert sent[without.address] > 0
+
+
 @pytest.mark.parametrize("n_workers", [2, 3])
 def test_an_encoder_gives_the_same_vectors(engine_bin: Path, folder: Path, n_workers: int) -> None:
     model = write_model(folder / "model.gguf", bert())
