@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import trio
 
+from meshnode.config import WireType
 from meshnode.crash_points import reached
 from meshnode.engine.cache import Engine
 from meshnode.engine.children import Child, child_environment, meaningful_lines, open_child
@@ -28,6 +29,8 @@ POLL_INTERVAL_S = 0.05
 HEALTH_TIMEOUT_S = 2.0
 ROOTS_VARIABLE = "GGML_RPC_MESH_ROOTS"
 REPORT_VARIABLE = "GGML_RPC_MESH_REPORT"
+OUTPUT_VARIABLE = "GGML_RPC_MESH_OUTPUT"
+WIRE_TYPE_VARIABLE = "GGML_RPC_MESH_WIRE_DTYPE"
 
 OnProgress = Callable[[LoadProgress], None]
 
@@ -50,6 +53,7 @@ class LlamaServerOptions:
     `gpu_layers` counts every layer that is not on the local CPU, the output layer as one.
     `devices` in the order of the layers, `tensor_split` a count for each of them; without
     `devices`, llama-server takes every one it finds. `ctx_tokens` is shared by the `slots`.
+    `output_device`: of the output layer, if not the last of `devices`.
     """
 
     model: Path
@@ -64,6 +68,8 @@ class LlamaServerOptions:
     alias: str | None = None
     roots: Path | None = None
     report: Path | None = None
+    output_device: str = ""
+    wire_type: WireType = WireType.EXACT
     extra: tuple[str, ...] = ()
 
 
@@ -98,8 +104,14 @@ def refuse_planned_options(extra: Sequence[str]) -> None:
 
 
 def llama_server_environment(options: LlamaServerOptions) -> dict[str, str]:
-    named = {ROOTS_VARIABLE: options.roots, REPORT_VARIABLE: options.report}
-    return child_environment(**{key: str(path) for key, path in named.items() if path})
+    wire_type = options.wire_type
+    named = {
+        ROOTS_VARIABLE: options.roots,
+        REPORT_VARIABLE: options.report,
+        OUTPUT_VARIABLE: options.output_device,
+        WIRE_TYPE_VARIABLE: "" if wire_type is WireType.EXACT else wire_type.value,
+    }
+    return child_environment(**{key: str(value) for key, value in named.items() if value})
 
 
 class LlamaServer:

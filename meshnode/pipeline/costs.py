@@ -114,10 +114,17 @@ class Costs:
 
 
 def costs_of(
-    model: PlanModel, *, ctx_tokens: int, slots: int, kv_type: str, output_shared: bool = False
+    model: PlanModel,
+    *,
+    ctx_tokens: int,
+    slots: int,
+    kv_type: str,
+    output_shared: bool = False,
+    output_at_home: bool = False,
 ) -> Costs:
     """`ctx_tokens` is what all slots share. `output_shared`: the output lies where the embedding
-    does, so that a tied one is there once. Raises `UsageError` for an unknown `kv_type`."""
+    does, so that a tied one is there once. `output_at_home`: it does so whatever place its item is
+    given, which then costs nothing there. Raises `UsageError` for an unknown `kv_type`."""
     if kv_type not in KV_TYPE_BYTES:
         names = ", ".join(KV_TYPE_BYTES)
         raise UsageError(f"{kv_type!r} is no type for the KV cache: take one of {names}")
@@ -132,17 +139,22 @@ def costs_of(
     ]
     # Only tokens whose logits are asked for reach the output: one a slot, a few when drafting.
     logits_bytes = max(slots, MIN_OUTPUT_TOKENS) * model.n_vocab * _FLOAT_BYTES
+    shares_embedding = output_shared or output_at_home
     output = ItemCost(
-        model.output_bytes - (model.tied_bytes if output_shared else 0), 0, logits_bytes
+        model.output_bytes - (model.tied_bytes if shares_embedding else 0), 0, logits_bytes
     )
+    at_home = output if output_at_home else ItemCost(0, 0, 0)
     width = max(model.n_embd, model.n_attn)
     widest = max(5 * width, 2 * width + 3 * model.n_ff)
     mask_bytes = batch * cells * _MASK_BYTES
     return Costs(
-        items=(*layers, output),
+        items=(*layers, ItemCost(0, 0, 0) if output_at_home else output),
         device_compute_bytes=SCRATCH_BYTES + mask_bytes + batch * widest * _FLOAT_BYTES,
-        host_weight_bytes=model.embedding_bytes + model.other_bytes,
-        host_compute_bytes=SCRATCH_BYTES + batch * 2 * model.n_embd * _FLOAT_BYTES + logits_bytes,
+        host_weight_bytes=model.embedding_bytes + model.other_bytes + at_home.weight_bytes,
+        host_compute_bytes=SCRATCH_BYTES
+        + batch * 2 * model.n_embd * _FLOAT_BYTES
+        + logits_bytes
+        + at_home.compute_bytes,
     )
 
 

@@ -14,6 +14,7 @@ import trio
 from discovery.grants import LENDERS
 from meshnode.config import DEFAULT_CTX_TOKENS, Address, ServeConfig, Split
 from meshnode.connections import Connections
+from meshnode.engine.abilities import OUTPUT_AT_HOME
 from meshnode.engine.cache import Engine
 from meshnode.engine.errors import EngineKilled, WeightsUnread
 from meshnode.engine.rpc_probe import RpcUnreachable
@@ -30,7 +31,8 @@ from meshnode.pipeline.deployment import Deployment, Placement
 from meshnode.pipeline.guests import Guests, embeds
 from meshnode.pipeline.inventory import Inventory
 from meshnode.pipeline.layers import parse_layers, parse_tensor_split
-from meshnode.pipeline.plan import Plan, PlanNode, PlanRequest, make_plan
+from meshnode.pipeline.plan import Plan, PlanNode, PlanRequest
+from meshnode.pipeline.planner import make_plan
 from meshnode.pipeline.standing import Standing
 from meshnode.pipeline.steadiness import Steadiness
 from meshnode.pipeline.survey import LOCAL_NAME, Lender, find_lenders, local_node
@@ -218,6 +220,7 @@ class Orchestrator:
                 split=split,
                 layers=self._layers,
                 tensor_split=self._tensor_split,
+                output_may_stay=OUTPUT_AT_HOME and not embeds(self._config.engine_options),
             )
         )
 

@@ -256,6 +256,7 @@ class Deployment:
             alias=placement.model_name,
             roots=self._write_roots(),
             report=self._file("report") if endpoints else None,
+            output_device=plan.output.device,
             extra=placement.engine_options,
         )
 

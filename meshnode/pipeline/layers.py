@@ -1,8 +1,9 @@
 """`--layers local=0:3,NAME=4:output` and `--tensor-split 3,1`, as ranges of layers. Sans-IO.
 
 A range names its first and its last layer, both included; `output` is what comes after the last
-layer, and goes with it unless it is given to somebody by name. Inside, ranges are half-open over
-items: layers 0 to n - 1, and n for the output.
+layer, and the planner's to place unless it is given to somebody by name. `local=output` beside
+other ranges puts it on the orchestrator's CPU, whose other layers are the first. Inside, ranges are
+half-open over items: layers 0 to n - 1, and n for the output.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from meshnode.errors import UsageError
 
@@ -38,6 +40,26 @@ class ItemRange:
     node: str
     start: int
     stop: int
+
+
+class OutputWish(Enum):
+    """Where the operator wants the output computed."""
+
+    HERE = "here"  # on the local CPU, wherever the last layers are
+    THERE = "there"  # where the last layers are
+    EITHER = "either"
+
+
+def take_output_wish(
+    ranges: Sequence[LayerRange], local: str, *, has_gpu: bool
+) -> tuple[OutputWish, tuple[LayerRange, ...]]:
+    """What the ranges say of the output, and the ranges without a `local=output` that puts it on
+    the local CPU: an accelerator of the local node holds it as the last of the items."""
+    rest = tuple(given for given in ranges if given.node != local or given.first is not None)
+    if len(rest) < len(ranges) and (not has_gpu or local in {given.node for given in rest}):
+        return OutputWish.HERE, rest
+    names_it = any(given.last is None for given in ranges)
+    return OutputWish.THERE if names_it else OutputWish.EITHER, tuple(ranges)
 
 
 def parse_layers(text: str) -> tuple[LayerRange, ...]:

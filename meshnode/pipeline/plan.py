@@ -1,4 +1,4 @@
-"""Which node holds which layers. Sans-IO: numbers in, a `Plan` out.
+"""What a plan is made of, and what it says: which node holds which layers. Sans-IO.
 
 What llama.cpp can place (src/llama-model.cpp, `load_tensors`; common/arg.cpp): a model is a row of
 items, its layers and then the output. `-ngl` counts the items, from the end, that leave the local
@@ -8,22 +8,19 @@ token embedding stays on the local CPU always. RPC devices are RPC0, RPC1, … i
 `--rpc` endpoints and of each server's devices, used or not.
 
 The order of places is the local CPU, the lenders, the local accelerators: one trip over the wire a
-lender and token, and the logits, which are large, come off a local device where there is one.
+lender and token, and the logits, which are large, come off a local device where there is one. Where
+there is none, the output layer may compute on the local CPU all the same (`output.py`): the counts
+go on including it, as one on the last device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from meshnode.config import Split, human_bytes
-from meshnode.errors import ResourceError, UsageError
-from meshnode.pipeline.costs import Costs, PlanModel, costs_of
-from meshnode.pipeline.fill import Place, Portion, fill, left_over_bytes
-from meshnode.pipeline.layers import ItemRange, LayerRange, apportion, to_items
-
-MAX_DEVICES = 15
-"""`--tensor-split` takes fewer numbers than llama_max_devices(), which is 16."""
+from meshnode.config import Split
+from meshnode.pipeline.costs import PlanModel
+from meshnode.pipeline.layers import LayerRange
+from meshnode.pipeline.output import LAST_WORKER, OutputChoice
 
 
 @dataclass(frozen=True)
@@ -38,11 +35,12 @@ class PlanDevice:
 @dataclass(frozen=True)
 class PlanNode:
     """A machine. A lender's `devices` are those its rpc-server shows, in its order; the local
-    node's end with its CPU."""
+    node's end with its CPU. `bytes_per_s`: what its link carries, where that is known."""
 
     name: str
     is_local: bool
     devices: tuple[PlanDevice, ...]
+    bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,8 @@ class PlanRequest:
     """`nodes`: one local, any number of lenders. `ctx_tokens` is what all `slots` share.
 
     `layers` or `tensor_split` (one number a node, the local one first, then as in `nodes`)
-    override the proportions.
+    override the proportions. `output_may_stay`: the engine can compute the output on the local CPU
+    though the last layers are a lender's.
     """
 
     model: PlanModel
@@ -61,6 +60,7 @@ class PlanRequest:
     split: Split = Split.AUTO
     layers: tuple[LayerRange, ...] | None = None
     tensor_split: tuple[float, ...] | None = None
+    output_may_stay: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class Plan:
 
     `rpc_nodes`: the lenders with a share, in the order of `--rpc`. `gpu_layers`: `-ngl`.
     `device_order`: `--device`, with a count each in `tensor_split`; both empty: the CPU alone.
+    `output`: where the output computes, if not on the device of the last count.
     """
 
     shares: tuple[Share, ...]
@@ -102,245 +103,4 @@ class Plan:
     tensor_split: tuple[int, ...]
     device_order: tuple[str, ...]
     rpc_nodes: tuple[str, ...]
-
-
-def make_plan(request: PlanRequest) -> Plan:
-    """Raises `UsageError` for an override llama.cpp cannot place, `ResourceError` for a model that
-    does not fit. `ValueError` for nodes that are none: two of a name, not one local with a CPU."""
-    return _Planner(request).plan()
-
-
-class _Planner:
-    """One request being planned."""
-
-    def __init__(self, request: PlanRequest) -> None:
-        self._request = request
-        self._n_layers = request.model.n_layers
-        self._n_items = self._n_layers + 1
-        local = [node for node in request.nodes if node.is_local]
-        cpus = [device for node in local for device in node.devices if not device.is_gpu]
-        if len(local) != 1 or len(cpus) != 1:
-            raise ValueError("one node is local and has one CPU")
-        if len({node.name for node in request.nodes}) != len(request.nodes):
-            raise ValueError("two nodes have one name")
-        self._local = local[0]
-        self._lenders = tuple(node for node in request.nodes if not node.is_local)
-        self._costs = self._costs_with(output_shared=False)
-        self._cpu = Place(
-            self._local.name, cpus[0].name, cpus[0].usable_bytes, self._costs.host_bytes
-        )
-        self._gpus = tuple(
-            Place(self._local.name, device.name, device.usable_bytes)
-            for device in self._local.devices
-            if device.is_gpu
-        )
-
-    def _costs_with(self, *, output_shared: bool) -> Costs:
-        request = self._request
-        return costs_of(
-            request.model,
-            ctx_tokens=request.ctx_tokens,
-            slots=request.slots,
-            kv_type=request.kv_type,
-            output_shared=output_shared,
-        )
-
-    def plan(self) -> Plan:
-        request = self._request
-        host_missing_bytes = self._costs.host_bytes - self._cpu.usable_bytes
-        if host_missing_bytes > 0:
-            raise ResourceError(
-                f"{self._local.name} has no room for the token embedding of {request.model.name}, "
-                f"which stays on it: {human_bytes(host_missing_bytes)} are missing; free some, or "
-                "serve from a larger machine"
-            )
-        if request.layers is not None or request.tensor_split is not None:
-            return self._plan(self._overridden())
-        if request.split is not Split.ALWAYS:
-            portions = self._on_local(0, self._n_items)
-            if portions is not None:
-                return self._plan(portions)
-            if request.split is Split.NEVER or not self._lenders:
-                raise self._too_small((self._local,))
-        return self._plan(self._spread())
-
-    # -- by memory ----------------------------------------------------------------------------
-
-    def _on_local(self, start: int, stop: int) -> list[Portion] | None:
-        """Items on the local node: its accelerators, and the CPU for what these cannot take."""
-        if self._gpus:
-            return self._with_spill(self._gpus, start, stop)
-        whole = (start, stop) == (0, self._n_items)
-        costs = self._costs_with(output_shared=True) if whole else self._costs
-        return fill(costs, [self._cpu], start, stop)
-
-    def _with_spill(self, places: Sequence[Place], start: int, stop: int) -> list[Portion] | None:
-        """As few items on the local CPU as the other places allow; it takes the first ones only."""
-        for first in range(start, stop + 1 if start == 0 else start + 1):
-            rest = fill(self._costs, places, first, stop)
-            if rest is not None:
-                on_cpu = fill(self._costs, [self._cpu], start, first)
-                return None if on_cpu is None else on_cpu + rest
-        return None
-
-    def _spread(self) -> list[Portion]:
-        """Over the local node and the lenders; the smallest of these stay out where there are more
-        than the engine takes, or where `always` could not give each a layer."""
-        always = self._request.split is Split.ALWAYS
-        if always and not self._lenders:
-            raise ResourceError(
-                "--split always needs a second node: start `mesh worker` on another machine"
-            )
-        lenders = list(self._lenders)
-        while lenders:
-            too_many = always and len(lenders) >= self._n_layers
-            if not too_many and len(self._places(lenders)) <= MAX_DEVICES:
-                # A small orchestrator may hold no layer; a lender that holds none is pointless.
-                for owed in ((self._local, *lenders), lenders) if always else ((),):
-                    portions = self._over(self._places(lenders, owed))
-                    if portions is not None:
-                        return portions
-                if not always:
-                    break
-            lenders.remove(min(lenders, key=_usable_bytes))
-        raise self._too_small((self._local, *self._lenders))
-
-    def _over(self, places: Sequence[Place]) -> list[Portion] | None:
-        if self._gpus:
-            return self._with_spill(places, 0, self._n_items)
-        return fill(self._costs, places, 0, self._n_items)
-
-    def _places(
-        self, lenders: Sequence[PlanNode], owed: Sequence[PlanNode] = ()
-    ) -> tuple[Place, ...]:
-        """Places in the order of the layers; the nodes `owed` one get a layer at least."""
-        places = [] if self._gpus else [self._cpu]
-        for lender in lenders:
-            places += _lender_places(lender)
-        places += self._gpus
-        seen: set[str] = set()
-        names = {node.name for node in owed}
-        for index, place in enumerate(places):
-            if place.node in names - seen:
-                places[index] = replace(place, at_least_layers=1)
-            seen.add(place.node)
-        return tuple(places)
-
-    # -- by hand ------------------------------------------------------------------------------
-
-    def _overridden(self) -> list[Portion]:
-        request = self._request
-        names = (self._local.name, *(lender.name for lender in self._lenders))
-        if request.split is Split.NEVER:
-            raise UsageError("--split never and a layout by hand exclude each other: drop one")
-        if request.layers is None:
-            assert request.tensor_split is not None
-            ranges = apportion(request.tensor_split, self._n_layers, names)
-        elif request.tensor_split is None:
-            ranges = to_items(request.layers, self._n_layers, names)
-        else:
-            raise UsageError("--layers and --tensor-split exclude each other: drop one")
-        portions = [portion for given in ranges for portion in self._by_hand(given)]
-        if sum(not self._on_host(portion) for portion in portions) > MAX_DEVICES:
-            raise UsageError(f"llama.cpp takes {MAX_DEVICES} devices at most: name fewer nodes")
-        return portions
-
-    def _by_hand(self, given: ItemRange) -> list[Portion]:
-        if given.node == self._local.name:
-            if given.start > 0 and not self._gpus:
-                raise UsageError(
-                    f"{given.node} cannot hold the layers from {given.start} on: llama.cpp puts "
-                    "those of the local CPU first; give it the first layers or none"
-                )
-            places: Sequence[Place] = self._gpus or (self._cpu,)
-            portions = self._on_local(given.start, given.stop)
-        else:
-            lender = next(node for node in self._lenders if node.name == given.node)
-            places = _lender_places(lender)
-            portions = fill(self._costs, places, given.start, given.stop)
-        if portions is None:
-            missing_bytes = left_over_bytes(self._costs, places, given.start, given.stop)
-            raise ResourceError(
-                f"{given.node} has no room for the layers given to it: "
-                f"{human_bytes(missing_bytes)} are missing; give it fewer"
-            )
-        return portions
-
-    # -- results ------------------------------------------------------------------------------
-
-    def _plan(self, portions: Sequence[Portion]) -> Plan:
-        if not self._on_host(portions[0]):
-            portions = [Portion(self._cpu, 0, 0), *portions]
-        remote = {portion.place.node for portion in portions} - {self._local.name}
-        rpc_nodes = [lender for lender in self._lenders if lender.name in remote]
-        rpc_names: dict[tuple[str, str], str] = {}
-        for lender in rpc_nodes:
-            for device in lender.devices:
-                rpc_names[lender.name, device.name] = f"RPC{len(rpc_names)}"
-        shares = tuple(self._share(portion) for portion in portions)
-        offloaded = [portion for portion in portions if not self._on_host(portion)]
-        return Plan(
-            shares=shares,
-            alone=not remote,
-            gpu_layers=sum(portion.stop - portion.start for portion in offloaded),
-            tensor_split=tuple(portion.stop - portion.start for portion in offloaded),
-            device_order=tuple(
-                rpc_names.get((portion.place.node, portion.place.device), portion.place.device)
-                for portion in offloaded
-            ),
-            rpc_nodes=tuple(lender.name for lender in rpc_nodes),
-        )
-
-    def _on_host(self, portion: Portion) -> bool:
-        """Whether a portion is the local CPU's; places that owe a layer are copies, so by name."""
-        place = portion.place
-        return (place.node, place.device) == (self._cpu.node, self._cpu.device)
-
-    def _share(self, portion: Portion) -> Share:
-        is_cpu = self._on_host(portion)
-        costs = self._costs_with(output_shared=is_cpu and portion.stop == self._n_items)
-        items = costs.items[portion.start : portion.stop]
-        return Share(
-            node=portion.place.node,
-            device=portion.place.device,
-            first_layer=portion.start,
-            last_layer=min(portion.stop, self._n_layers),
-            has_output=portion.stop == self._n_items,
-            weight_bytes=sum(item.weight_bytes for item in items)
-            + (costs.host_weight_bytes if is_cpu else 0),
-            kv_bytes=sum(item.kv_bytes for item in items),
-            compute_bytes=sum(item.compute_bytes for item in items)
-            + (costs.device_compute_bytes if items else 0)
-            + (costs.host_compute_bytes if is_cpu else 0),
-        )
-
-    def _too_small(self, nodes: Sequence[PlanNode]) -> ResourceError:
-        """The error for a model that these nodes cannot hold."""
-        request = self._request
-        places = [self._cpu]
-        for node in nodes:
-            places += self._gpus if node.is_local else _lender_places(node)
-        missing_bytes = left_over_bytes(self._costs, places, 0, self._n_items)
-        if not missing_bytes:  # it fits, only not as --split always wants it
-            return ResourceError(
-                f"no lender has room for a layer of {request.model.name}: lend more with "
-                "`mesh worker --memory`, or drop --split always"
-            )
-        names = ", ".join(node.name for node in nodes)
-        return ResourceError(
-            f"{request.model.name} with a context of {request.ctx_tokens} tokens does not fit on "
-            f"{names}: {human_bytes(missing_bytes)} are missing; add a worker, or use a smaller "
-            "--ctx or a smaller model"
-        )
-
-
-def _lender_places(lender: PlanNode) -> list[Place]:
-    """A lender's accelerators, or else its CPU."""
-    gpus = [device for device in lender.devices if device.is_gpu]
-    return [
-        Place(lender.name, device.name, device.usable_bytes) for device in gpus or lender.devices
-    ]
-
-
-def _usable_bytes(node: PlanNode) -> int:
-    return sum(place.usable_bytes for place in _lender_places(node))
+    output: OutputChoice = LAST_WORKER

@@ -142,6 +142,9 @@ class Standing:
             work = work_text(share.first_layer, share.last_layer, share.has_output)
             text = f"plan: {share.node} ({share.device}) computes {work}"
             self._emit(Event(Kind.PLAN, text, _share_status(share)))
+        output = placement.plan.output
+        if output.why:
+            self._emit(Event(Kind.PLAN, f"plan: {output.why}", {"output": output.device}))
         speculation = placement.speculation
         if speculation != NO_SPECULATION:
             work = guessing_text(speculation.guesser.value)

@@ -21,6 +21,8 @@ from tunnels import Session
 log = logging.getLogger(__name__)
 
 LOCAL_NAME = "local"
+LINK_BYTES_PER_S = {"quic": 30e6, "webrtc": 10e6}
+"""What these kinds of links carry at most, being driven by Python; TCP is as fast as its wire."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Lender:
                 for index, device in enumerate(self.bare_devices)
             )
             return PlanNode(self.name, is_local=False, devices=devices)
+        link = self.session.best_link if self.session else None
         free_bytes = sum(device.free_bytes for device in self.facts.devices) or 1
         devices = tuple(
             PlanDevice(
@@ -52,7 +55,8 @@ class Lender:
             )
             for device in self.facts.devices
         )
-        return PlanNode(self.name, is_local=False, devices=devices)
+        bytes_per_s = LINK_BYTES_PER_S.get(link.kind) if link else None
+        return PlanNode(self.name, is_local=False, devices=devices, bytes_per_s=bytes_per_s)
 
 
 def local_node(devices: Sequence[Device]) -> PlanNode:

@@ -22,7 +22,8 @@ from meshnode.config import Split
 from meshnode.models.facts import read_facts
 from meshnode.pipeline.costs import plan_model
 from meshnode.pipeline.layers import parse_layers
-from meshnode.pipeline.plan import Plan, PlanDevice, PlanNode, PlanRequest, make_plan
+from meshnode.pipeline.plan import Plan, PlanDevice, PlanNode, PlanRequest
+from meshnode.pipeline.planner import make_plan
 from tests.engine.synthetic import make_model
 
 pytestmark = pytest.mark.engine

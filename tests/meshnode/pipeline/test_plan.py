@@ -12,15 +12,8 @@ from meshnode.config import Split
 from meshnode.errors import ResourceError, UsageError
 from meshnode.pipeline.costs import PlanModel, costs_of
 from meshnode.pipeline.layers import parse_layers, parse_tensor_split
-from meshnode.pipeline.plan import (
-    MAX_DEVICES,
-    Plan,
-    PlanDevice,
-    PlanNode,
-    PlanRequest,
-    Share,
-    make_plan,
-)
+from meshnode.pipeline.plan import Plan, PlanDevice, PlanNode, PlanRequest, Share
+from meshnode.pipeline.planner import MAX_DEVICES, make_plan
 
 MIB = 2**20
 GIB = 2**30
