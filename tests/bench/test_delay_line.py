@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import socket
 import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.bench.delay_line import Link, delay_line
 from tests.bench.link_shaper import BACKLOG_S, PIECE_BYTES, Pipe, Shaper, Way
 from tests.bench.rpc_meter import Conversation, Counts, Meter, Tally
 
@@ -147,3 +152,37 @@ def test_a_token_is_the_difference_of_two_counts_over_their_number() -> None:
         talk.given(reply(bytes(2)))
     each = meter.counts().since(before).per(4)
     assert each == Counts({"GET_TENSOR": Tally(1, 1, 9, 10)}, rounds=1)
+
+
+# --- the process ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Short: a socket's path has about 100 bytes."""
+    with tempfile.TemporaryDirectory(prefix="mesh-", dir="/tmp") as name:
+        yield Path(name)
+
+
+def test_what_goes_in_by_tcp_comes_out_of_a_unix_socket_and_the_end_follows_it(
+    folder: Path,
+) -> None:
+    far_door = socket.socket(socket.AF_UNIX)
+    far_door.bind(str(folder / "target"))
+    far_door.listen()
+    link = Link("127.0.0.1:0", f"unix:{folder}/target", Way(delay_s=0.001, rate=50e6))
+    payload = bytes(range(256)) * 4096
+    with far_door, delay_line(link) as line:
+        host, _, port = line.addresses[0].rpartition(":")
+        with socket.create_connection((host, int(port))) as near, far_door.accept()[0] as far:
+            far.settimeout(10)
+            near.sendall(request(GET_TENSOR, payload))
+            near.shutdown(socket.SHUT_WR)
+            with far.makefile("rb") as stream:
+                assert stream.read() == request(GET_TENSOR, payload)
+            far.sendall(reply(b"answer"))
+            far.close()
+            with near.makefile("rb") as stream:
+                assert stream.read() == reply(b"answer")
+        tally = line.counts().commands["GET_TENSOR"]
+    assert tally == Tally(1, 1, len(request(GET_TENSOR, payload)), len(reply(b"answer")))
