@@ -21,6 +21,7 @@ from meshnode.cli.members import invites, leave, members, remove, revoke
 from meshnode.cli.node import relay, serve, worker
 from meshnode.cli.peers import peers, ping
 from meshnode.cli.settings import home_option, take_invocation
+from meshnode.cli.trace import trace
 from meshnode.cli.views import give_up_output
 from meshnode.config import DEFAULT_INVITE_USES, parse_duration
 from meshnode.control import ask_node
@@ -83,6 +84,7 @@ cli.add_command(engine_group, "engine")
 cli.add_command(demo)
 cli.add_command(discover)
 cli.add_command(doctor)
+cli.add_command(trace)
 
 
 def run(arguments: Sequence[str]) -> int:
