@@ -6,6 +6,7 @@ places layers exactly as told (`-fit off`).
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ ROOTS_VARIABLE = "GGML_RPC_MESH_ROOTS"
 REPORT_VARIABLE = "GGML_RPC_MESH_REPORT"
 OUTPUT_VARIABLE = "GGML_RPC_MESH_OUTPUT"
 WIRE_TYPE_VARIABLE = "GGML_RPC_MESH_WIRE_DTYPE"
+TRACE_VARIABLE = "GGML_RPC_TRACE"
 
 OnProgress = Callable[[LoadProgress], None]
 
@@ -105,11 +107,13 @@ def refuse_planned_options(extra: Sequence[str]) -> None:
 
 def llama_server_environment(options: LlamaServerOptions) -> dict[str, str]:
     wire_type = options.wire_type
+    trace = os.environ.get(TRACE_VARIABLE)  # the user's wish, for `mesh trace`
     named = {
         ROOTS_VARIABLE: options.roots,
         REPORT_VARIABLE: options.report,
         OUTPUT_VARIABLE: options.output_device,
         WIRE_TYPE_VARIABLE: "" if wire_type is WireType.EXACT else wire_type.value,
+        TRACE_VARIABLE: trace and Path(trace).absolute(),
     }
     return child_environment(**{key: str(value) for key, value in named.items() if value})
 

@@ -109,6 +109,16 @@ def test_the_files_of_a_load_are_named_in_the_environment(model: Path, short: Pa
     assert environment["GGML_RPC_MESH_REPORT"] == str(short / "report")
 
 
+def test_a_trace_goes_where_the_users_environment_says(
+    model: Path, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GGML_RPC_TRACE", raising=False)
+    assert "GGML_RPC_TRACE" not in llama_server_environment(everything(model, short))
+    monkeypatch.setenv("GGML_RPC_TRACE", "trace.tsv")
+    environment = llama_server_environment(everything(model, short))
+    assert environment["GGML_RPC_TRACE"] == str(Path.cwd() / "trace.tsv")
+
+
 @pytest.mark.parametrize("option", ["--host", "-ngl", "--rpc=1.2.3.4:5", "--model", "--api-key"])
 def test_what_the_plan_decides_cannot_be_undone_after_the_dashes(
     stock: Engine, model: Path, short: Path, option: str
