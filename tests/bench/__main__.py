@@ -4,27 +4,25 @@ what tunnels cost; `./just bench engine`: the engine beside the stock one."""
 from __future__ import annotations
 
 import datetime
-import platform
 import statistics
 import tempfile
 from pathlib import Path
 
 import click
-import psutil
 import trio
 
 from meshnode.cli.engine import build_showing_progress
 from meshnode.engine.build import BuildOptions
+from tests.bench.benchmarks_page import put
 from tests.bench.engine import engine
+from tests.bench.engine_tables import machine
 from tests.bench.first_light import LAYERS, Bench, Case, bench_model, run_bench, table
 from tests.bench.idle import idle
 from tests.bench.quic_speed import quic
 from tests.bench.sandbox_speed import run_pairs
 from tests.bench.tunnels import tunnels
 
-RESULT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 PAIRS_A_ROUND = 4
-BEGIN, END = "<!-- result -->", "<!-- end of result -->"
 
 
 @click.group(invoke_without_command=True)
@@ -48,9 +46,7 @@ def main(context: click.Context, rounds: int, tokens: int, write: bool) -> None:
     text = report(cases, rounds, tokens, size_mb) + f"\n\n{pairs.describe()}"
     click.echo("\n" + text)
     if write:
-        before, _, rest = RESULT.read_text().partition(BEGIN)
-        after = rest.partition(END)[2]
-        RESULT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        put("result", text)
 
 
 for command in (tunnels, quic, idle, engine):
@@ -64,7 +60,7 @@ def report(cases: tuple[Case, ...], rounds: int, tokens: int, size_mb: float) ->
     today = datetime.datetime.now(datetime.UTC).date()
     return "\n".join(
         (
-            f"{today}; {_machine()}.",
+            f"{today}; {machine()}.",
             f"Model: {size_mb:.0f} MB, Q8_0, {LAYERS} layers × 1024; {tokens} tokens, "
             f"median of {rounds} rounds.",
             "",
@@ -73,14 +69,6 @@ def report(cases: tuple[Case, ...], rounds: int, tokens: int, size_mb: float) ->
             f"Over the mesh's tunnel: {loaded / 1e6:.2f} MB both ways from start to ready, "
             f"{per_token / 1e3:.1f} kB a token.",
         )
-    )
-
-
-def _machine() -> str:
-    memory_gib = psutil.virtual_memory().total / 2**30
-    return (
-        f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} cores, "
-        f"{memory_gib:.0f} GiB, one thread an engine process"
     )
 
 

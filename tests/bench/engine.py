@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import click
 from meshnode.cli.engine import build_showing_progress
 from meshnode.engine.build import BuildOptions
 from meshnode.engine.cache import load_engine
+from tests.bench.benchmarks_page import has, part, put
 from tests.bench.engine_chapter import Chapter, Run
 from tests.bench.engine_gateway import GATEWAY
 from tests.bench.engine_large import LARGE_LOAD
@@ -20,11 +21,18 @@ from tests.bench.engine_measures import Sample
 from tests.bench.engine_reading import READING
 from tests.bench.engine_rows import Row, rows
 from tests.bench.engine_sides import MESH, STOCK, Side, deployment
-from tests.bench.engine_tables import Outcome, commands_table, machine, results_table
+from tests.bench.engine_tables import (
+    Outcome,
+    commands_table,
+    count_rounds,
+    machine,
+    result_line,
+    results_table,
+    with_line,
+)
 from tests.engine.processes import EngineFailed
 
 CHAPTERS = (GATEWAY, LATENCY, READING, LARGE_LOAD)
-RESULT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
 
 @click.command()
@@ -54,12 +62,17 @@ def engine(
         return
     sides = tuple(one for one in find_sides(engine) if not side or one.name in side)
     run = Run(sides, rounds, tokens, models, click.echo)
-    outcomes = tuple(run_row(run, row) for row in chosen if isinstance(row, Row))
-    told = [one.tell(run) for one in chosen if isinstance(one, Chapter)]
-    text = "\n\n".join(part for part in (*report(run, outcomes), *told) if part)
-    click.echo("\n" + text)
+    outcomes = [run_row(run, one) for one in chosen if isinstance(one, Row)]
+    told = {one.name: one.tell(run) for one in chosen if isinstance(one, Chapter)}
+    described = describe(run)
+    click.echo(f"\n{described}\n")
+    if outcomes:
+        click.echo(results_table([result_line(outcome) for outcome in outcomes]))
+    for text in (*(commands_table(outcome) for outcome in outcomes), *told.values()):
+        click.echo(f"\n{text}" if text else "", nl=bool(text))
     if write:
-        put("engine", text)
+        put_rows(outcomes)
+        put_parts({name: f"{described}\n\n{text}" for name, text in told.items()})
 
 
 def choose(known: tuple[Row | Chapter, ...], names: tuple[str, ...]) -> list[Row | Chapter]:
@@ -100,20 +113,21 @@ def _explained(row: Row, side: Side) -> Iterator[None]:
         ) from failure
 
 
-def report(run: Run, outcomes: tuple[Outcome, ...]) -> list[str]:
+def describe(run: Run) -> str:
     today = datetime.datetime.now(datetime.UTC).date()
-    plural = "rounds" if run.rounds > 1 else "round"
-    measured = f"Median of {run.rounds} {plural}, {run.tokens} tokens a measurement."
-    head = f"{today}; {machine()}. {measured}"
-    if not outcomes:
-        return [head]
-    return [head, results_table(outcomes), *(commands_table(outcome) for outcome in outcomes)]
+    measured = f"Median of {count_rounds(run.rounds)}, {run.tokens} tokens a measurement."
+    return f"{today}; {machine()}. {measured}"
 
 
-def put(name: str, text: str) -> None:
-    """Between the markers of `name` in docs/benchmarks.md."""
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    before, found, rest = RESULT.read_text().partition(begin)
-    if not found:
-        raise click.ClickException(f"{RESULT.name} has no {begin}: put both markers there first")
-    RESULT.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
+def put_rows(outcomes: Sequence[Outcome]) -> None:
+    """Each line of the table for itself, so that rows can be measured at different times."""
+    for outcome in outcomes:
+        put("engine", with_line(part("engine"), result_line(outcome)))
+    put_parts({outcome.row.name: commands_table(outcome) for outcome in outcomes})
+
+
+def put_parts(texts: Mapping[str, str]) -> None:
+    """What has a place of its own there; the other rows' commands are only printed."""
+    for name, text in texts.items():
+        if text and has(name):
+            put(name, text)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import psutil
 
+from tests.bench.engine_chapter import verdict
 from tests.bench.engine_measures import Sample, median_sample
 from tests.bench.engine_rows import Row
 from tests.bench.engine_sides import MESH, STOCK
@@ -32,32 +34,57 @@ def machine() -> str:
     )
 
 
-def results_table(outcomes: tuple[Outcome, ...]) -> str:
-    lines = ["| | stock | ours | ours to stock | to reach | |", "|---|---|---|---|---|---|"]
-    return "\n".join([*lines, *(_line(outcome) for outcome in outcomes)])
+def count_rounds(rounds: int) -> str:
+    return f"{rounds} rounds" if rounds > 1 else "1 round"
 
 
-def _line(outcome: Outcome) -> str:
+HEAD = (
+    "| | stock | ours | ours to stock | to reach | | measured |",
+    "|---|---|---|---|---|---|---|",
+)
+
+
+def results_table(lines: Sequence[str]) -> str:
+    return "\n".join((*HEAD, *lines))
+
+
+def result_line(outcome: Outcome) -> str:
     row, stock, ours = outcome.row, outcome.medians(STOCK), outcome.medians(MESH)
-    ratio = verdict = "–"
+    ratio = reached = "–"
     if stock and ours:
         ratio = f"{ours.figure / stock.figure:.2f} ×"
-        verdict = "yes" if row.goal.reaches(stock, ours) else "**no**"
+        reached = verdict(row.goal.reaches(stock, ours))
+    rounds = max(len(samples) for samples in outcome.samples.values())
     cells = (
         row.title,
-        _shown(stock, row.unit),
-        _shown(ours, row.unit),
+        _shown(row, stock),
+        _shown(row, ours),
         ratio,
         row.goal.text,
-        verdict,
+        reached,
+        f"{datetime.now(UTC).date()}, {count_rounds(rounds)}",
     )
     return f"| {' | '.join(cells)} |"
 
 
-def _shown(sample: Sample | None, unit: str) -> str:
+def with_line(table: str, line: str) -> str:
+    """The table with this line in the place of the one of the same title, or at its end."""
+    title = line.split(" | ")[0]
+    lines = [found for found in table.splitlines() if found.startswith("|")][len(HEAD) :]
+    titles = [found.split(" | ")[0] for found in lines]
+    if title in titles:
+        lines[titles.index(title)] = line
+    else:
+        lines.append(line)
+    return results_table(lines)
+
+
+def _shown(row: Row, sample: Sample | None) -> str:
     if sample is None:
         return "–"
-    return f"{sample.figure:.2f} s" if unit == "s" else f"{sample.figure:.1f}"
+    figure = f"{sample.figure:.2f} s" if row.unit == "s" else f"{sample.figure:.1f}"
+    detail = row.detail(sample)
+    return f"{figure} ({detail})" if detail else figure
 
 
 def commands_table(outcome: Outcome) -> str:
