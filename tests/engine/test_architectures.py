@@ -10,13 +10,15 @@ it changes the choice of an expert.
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import gguf
 import pytest
 
 from tests.engine.answers import (
@@ -29,6 +31,7 @@ from tests.engine.answers import (
 from tests.engine.architectures import GENERATING, bert
 from tests.engine.processes import Running, llama_server, loads, mesh_env, rpc_server
 from tests.engine.random_models import FIRST_WORD, WORDS, write_model
+from tests.engine.ring import Carrier, push_arguments, ring
 
 pytestmark = pytest.mark.engine
 
@@ -67,6 +70,8 @@ GUESSES = (
     *("--spec-ngram-simple-size-n", "2", "--spec-ngram-simple-size-m", "4"),
 )
 MOST_WORKERS = 3
+OUTPUT_VARIABLE = "GGML_RPC_MESH_OUTPUT"
+RING_VARIABLE = "GGML_RPC_MESH_RING"
 TEXTS_AT_ONCE = ("-np", "4", "-c", "2048", "--embedding")
 """Upstream's engine aborts with mean pooling and a number of slots that does not divide 512."""
 
@@ -80,6 +85,65 @@ class Subject:
     alone: list[Answer]
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a model lies over workers, and how activations travel between them."""
+
+    n_workers: int
+    output_at_home: bool = False
+    ring: bool = False
+
+    def __str__(self) -> str:
+        home = " output at home" if self.output_at_home else ""
+        return f"{self.n_workers} workers{' in a ring' if self.ring else ''}{home}"
+
+    def is_known_to(self, engine_bin: Path) -> bool:
+        variables = {OUTPUT_VARIABLE: self.output_at_home, RING_VARIABLE: self.ring}
+        return all(knows(engine_bin, name) for name, needed in variables.items() if needed)
+
+
+@functools.cache
+def knows(engine_bin: Path, variable: str) -> bool:
+    return variable.encode() in (engine_bin / "llama-server").read_bytes()
+
+
+@contextmanager
+def over_workers(
+    engine_bin: Path, folder: Path, subject: Subject, way: Way, *arguments: str
+) -> Iterator[Running]:
+    """A llama-server with that model's layers on workers that read all they need from its file."""
+    if not way.is_known_to(engine_bin):
+        pytest.skip(f"this engine does not know: {way}")
+    workers = subject.workers[: way.n_workers]
+    env = mesh_env(folder)
+    carriers: list[Carrier] = []
+    with ExitStack() as stack:
+        if way.output_at_home:
+            env[OUTPUT_VARIABLE] = "CPU"
+        if way.ring:
+            carriers = stack.enter_context(ring(folder, workers))
+            env[RING_VARIABLE] = str(folder / "ring")
+        yield stack.enter_context(
+            llama_server(engine_bin, folder, subject.model, *arguments, rpc=workers, env=env)
+        )
+        assert all(carrier.carried_bytes > 0 for carrier in carriers)
+    reports = loads(folder / "report.jsonl")
+    assert {load.server for load in reports} == {worker.address for worker in workers}
+    assert all(load.sent_tensors == load.failures == 0 for load in reports)
+    assert sum(load.local_bytes for load in reports) == lent_bytes(subject.model, way)
+
+
+def lent_bytes(model: Path, way: Way) -> int:
+    """What the workers hold of a file: the layers, what all layers share once each, the output."""
+    sizes = {tensor.name: int(tensor.n_bytes) for tensor in gguf.GGUFReader(model).tensors}
+    layers = sum(size for name, size in sizes.items() if name.startswith("blk."))
+    shared = sum(size for name, size in sizes.items() if name.startswith("rope_factors"))
+    output = sum(size for name, size in sizes.items() if name.startswith(("output", "token_embd_")))
+    if "output.weight" not in sizes:
+        output += sizes["token_embd.weight"]
+    return layers + way.n_workers * shared + (0 if way.output_at_home else output)
+
+
 @pytest.fixture(scope="module", params=GENERATING)
 def subject(request: pytest.FixtureRequest, engine_bin: Path) -> Iterator[Subject]:
     name = request.param
@@ -89,21 +153,18 @@ def subject(request: pytest.FixtureRequest, engine_bin: Path) -> Iterator[Subjec
         stack.callback(shutil.rmtree, folder)
         with llama_server(engine_bin, folder, model, *PRECISE) as server:
             alone = ask_in_turn(server, PROMPTS)
-        workers = [
-            stack.enter_context(
-                rpc_server(engine_bin, folder, "--gguf", model, name=f"worker{index}")
-            )
-            for index in range(MOST_WORKERS)
-        ]
-        yield Subject(model, workers, alone)
+        yield Subject(model, start_workers(stack, engine_bin, folder, model), alone)
 
 
-def all_read_their_own(folder: Path, workers: list[Running]) -> bool:
-    """Each worker has layers, and loaded them from its own file."""
-    reports = loads(folder / "report.jsonl")
-    return {load.server for load in reports} == {worker.address for worker in workers} and all(
-        load.local_tensors > 0 and load.sent_tensors == 0 and load.failures == 0 for load in reports
-    )
+def start_workers(stack: ExitStack, engine_bin: Path, folder: Path, model: Path) -> list[Running]:
+    """Servers that have the model's file; they can be in a ring where the engine can."""
+    found = []
+    for index in range(MOST_WORKERS):
+        name = f"worker{index}"
+        pushes = push_arguments(folder, name) if knows(engine_bin, RING_VARIABLE) else []
+        server = rpc_server(engine_bin, folder, "--gguf", model, *pushes, name=name)
+        found.append(stack.enter_context(server))
+    return found
 
 
 def tokens(answers: list[Answer]) -> list[tuple[int, ...]]:
@@ -115,36 +176,30 @@ def test_no_choice_is_close_and_no_answer_like_another(subject: Subject) -> None
     assert len(set(tokens(subject.alone))) == len(PROMPTS)
 
 
-@pytest.mark.parametrize("n_workers", [2, 3])
+@pytest.mark.parametrize(
+    "way", [Way(2), Way(3), Way(2, output_at_home=True), Way(3, ring=True)], ids=str
+)
 def test_one_after_another_every_probability_is_the_same(
-    subject: Subject, engine_bin: Path, folder: Path, n_workers: int
+    subject: Subject, engine_bin: Path, folder: Path, way: Way
 ) -> None:
-    workers = subject.workers[:n_workers]
-    with llama_server(
-        engine_bin, folder, subject.model, *PRECISE, rpc=workers, env=mesh_env(folder)
-    ) as server:
+    with over_workers(engine_bin, folder, subject, way, *PRECISE) as server:
         assert ask_in_turn(server, PROMPTS) == subject.alone
         together = ask_at_once(server, PROMPTS)
     assert tokens(together) == tokens(subject.alone)
     assert max(map(largest_difference, together, subject.alone)) < BATCH_BOUND
-    assert all_read_their_own(folder, workers)
 
 
-@pytest.mark.parametrize("n_workers", [2, 3])
+@pytest.mark.parametrize("way", [Way(2), Way(3), Way(3, output_at_home=True, ring=True)], ids=str)
 def test_guessed_tokens_change_nothing(
-    subject: Subject, engine_bin: Path, folder: Path, n_workers: int
+    subject: Subject, engine_bin: Path, folder: Path, way: Way
 ) -> None:
-    workers = subject.workers[:n_workers]
-    with llama_server(
-        engine_bin, folder, subject.model, *PRECISE, *GUESSES, rpc=workers, env=mesh_env(folder)
-    ) as server:
+    with over_workers(engine_bin, folder, subject, way, *PRECISE, *GUESSES) as server:
         in_turn = ask_in_turn(server, PROMPTS)
         together = ask_at_once(server, PROMPTS)
     assert tokens(in_turn) == tokens(together) == tokens(subject.alone)
     for answers in (in_turn, together):
         assert 0 < sum(a.accepted for a in answers) < sum(a.drafted for a in answers)
         assert max(map(largest_difference, answers, subject.alone)) < BATCH_BOUND
-    assert all_read_their_own(folder, workers)
 
 
 def test_the_engine_s_defaults_too_give_the_same_probabilities(
@@ -153,11 +208,8 @@ def test_the_engine_s_defaults_too_give_the_same_probabilities(
     """Flash attention where the architecture has any, and a float16 cache."""
     with llama_server(engine_bin, folder, subject.model, *SLOTS) as server:
         alone = ask_in_turn(server, PROMPTS)
-    with llama_server(
-        engine_bin, folder, subject.model, *SLOTS, rpc=subject.workers, env=mesh_env(folder)
-    ) as server:
+    with over_workers(engine_bin, folder, subject, Way(3), *SLOTS) as server:
         assert ask_in_turn(server, PROMPTS) == alone
-    assert all_read_their_own(folder, subject.workers)
 
 
 @pytest.mark.parametrize("subject", ["gemma2", "phi3", "qwen2moe", "jamba"], indirect=True)
@@ -189,12 +241,7 @@ def test_an_encoder_gives_the_same_vectors(engine_bin: Path, folder: Path, n_wor
         expected = [embed(server, prompt) for prompt in PROMPTS]
     assert len({tuple(vector) for vector in expected}) == len(PROMPTS)
     with ExitStack() as stack:
-        workers = [
-            stack.enter_context(
-                rpc_server(engine_bin, folder, "--gguf", model, name=f"worker{index}")
-            )
-            for index in range(n_workers)
-        ]
+        workers = start_workers(stack, engine_bin, folder, model)[:n_workers]
         server = stack.enter_context(
             llama_server(
                 engine_bin,
@@ -206,4 +253,6 @@ def test_an_encoder_gives_the_same_vectors(engine_bin: Path, folder: Path, n_wor
             )
         )
         assert [embed(server, prompt) for prompt in PROMPTS] == expected
-    assert all_read_their_own(folder, workers)
+    reports = loads(folder / "report.jsonl")
+    assert {load.server for load in reports} == {worker.address for worker in workers}
+    assert all(load.sent_tensors == load.failures == 0 for load in reports)
