@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import stat
 from collections.abc import Collection, Iterator
@@ -20,6 +19,7 @@ from meshnode.cli.firewall import firewall
 from meshnode.cli.network_checks import look, network_checks, relays_known
 from meshnode.cli.settings import home_option, offline_option, portmap_option, stun_option
 from meshnode.config import human_bytes, parse_servers
+from meshnode.descriptors import raise_open_files
 from meshnode.engine.build import find_built
 from meshnode.engine.cache import Engine, engine_cache_dir
 from meshnode.engine.devices import list_devices
@@ -166,8 +166,8 @@ def _disk(name: str, folder: Path) -> Check:
 
 
 def _open_files() -> Check:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < LOW_OPEN_FILES and soft != resource.RLIM_INFINITY:
-        text = f"{soft} at once: raise it with `ulimit -n {min(hard, 4096)}`"
+    most = raise_open_files()  # as every node does
+    if 0 <= most < LOW_OPEN_FILES:
+        text = f"{most} at once: have the system's limit for a program raised (`ulimit -Hn`)"
         return Check("open files", Verdict.NOTE, text)
-    return Check("open files", Verdict.OK, f"{soft} at once")
+    return Check("open files", Verdict.OK, f"{most} at once" if most >= 0 else "any number")

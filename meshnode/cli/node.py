@@ -42,6 +42,7 @@ from meshnode.config import (
     parse_size,
     parse_transports,
 )
+from meshnode.descriptors import raise_open_files
 from meshnode.engine.children import PARENT_FD_VARIABLE
 from meshnode.errors import UsageError
 from meshnode.node import Node
@@ -269,6 +270,7 @@ def _lend_config(options: dict[str, Any]) -> LendConfig:
 
 
 def _run(launch: Launch, log_format: str) -> None:
+    raise_open_files()
     with Home(launch.node.home or default_home()) as home:
         log_to(home.subfolder("logs") / LOG_NAME)
         computes = launch.lend or launch.serve

@@ -15,7 +15,7 @@ from meshnode.errors import NetworkError
 
 PROBE_TIMEOUT_S = 5.0
 _MAJOR_VERSION = 7
-_MAX_DEVICES = 16
+_MAX_DEVICES = 64
 
 _GET_DEVICE_MEMORY = 11
 _HELLO = 14

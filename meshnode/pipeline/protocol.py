@@ -25,7 +25,7 @@ from meshnode.errors import BadMessage
 from tunnels.peer import KEY_BYTES, PeerId
 
 MAX_TEXT_CHARS = 512
-MAX_DEVICES = 16
+MAX_DEVICES = 64
 MAX_REPORTED_TENSORS = 64
 RPC_SERVICE = "rpc/"
 PUSH_SERVICE = "push/"

@@ -66,7 +66,7 @@ def test_every_message_survives_the_wire() -> None:
         {"devices": [["CPU", "x", 1, 2, 3]]},
         {"devices": [["CPU", "x", False, -2, 3]]},
         {"devices": [[7, "x", False, 2, 3]]},
-        {"devices": [["CPU", "x", False, 1, 1]] * 17},
+        {"devices": [["CPU", "x", False, 1, 1]] * (protocol.MAX_DEVICES + 1)},
         {"usable_bytes": True},
         {"usable_bytes": 2**63},
         {"name": "x" * 513},
