@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from meshnode.trace.records import Record
 
 MAX_CONNECTIONS = 256
-COMPARED_COMMANDS = 16
 TIMED_REQUESTS = 64
 _REQUESTS = ("send", "serve")
 
@@ -26,9 +25,10 @@ class Connection:
     number: int
     opened_ns: int
     endpoint: str = ""
-    commands: list[str] = field(default_factory=list)
+    commands: dict[int, str] = field(default_factory=dict)
+    """Of the first requests, by their number."""
     times_ns: dict[tuple[str, int], int] = field(default_factory=dict)
-    """Of the first requests, by what and number: `send`, `serve`, `served`, `reply`."""
+    """Of the first requests, by event and number; `served` is the end of `serve`."""
 
 
 class ConnectionBook:
@@ -50,9 +50,9 @@ class ConnectionBook:
             self.connections[record.conn] = found
         if record.event == "open":
             found.endpoint = "" if record.command == "-" else record.command
-        elif record.event in _REQUESTS and len(found.commands) < COMPARED_COMMANDS:
-            found.commands.append(record.command)
         if record.seq < TIMED_REQUESTS:
+            if record.event in _REQUESTS:
+                found.commands[record.seq] = record.command
             at_ns = self._start_ns + record.t_ns
             found.times_ns[record.event, record.seq] = at_ns
             if record.event == "serve":
@@ -87,17 +87,37 @@ def clock_shifts(
     whose clock does well are left out.
 
     CLOCK_REALTIME may have been set between two starts, and two machines differ anyway. As NTP has
-    it, the way there and the way back then take the same time.
+    it, the way there and the way back then take the same time. An answer is only known to leave
+    after its request was taken up: the process that sends it may be put aside right then, and note
+    the end of its work when the client has long had the answer.
     """
     by_number = {client.number: client for client in clients}
-    ways: dict[int, tuple[list[int], list[int]]] = {}
+    ways: dict[int, _Ways] = {}
     for server in servers:
         if (number := pairs.get((server.file, server.number))) is not None:
-            there, back = ways.setdefault(server.file, ([], []))
-            there += _differences(by_number[number], "send", server, "serve")
-            back += [-way for way in _differences(by_number[number], "reply", server, "served")]
-    shifts = {file: _shift_ns(there, back) for file, (there, back) in ways.items()}
+            client, its = by_number[number], ways.setdefault(server.file, _Ways())
+            its.there += _differences(client, "send", server, "serve")
+            its.since_served += [-way for way in _differences(client, "reply", server, "serve")]
+            its.back += [-way for way in _differences(client, "reply", server, "served")]
+    shifts = {file: its.shift_ns() for file, its in ways.items()}
     return {file: shift_ns for file, shift_ns in shifts.items() if shift_ns}
+
+
+@dataclass
+class _Ways:
+    """How long messages of one file's server were on their way, if its clock did well, in ns."""
+
+    there: list[int] = field(default_factory=list)
+    since_served: list[int] = field(default_factory=list)
+    back: list[int] = field(default_factory=list)
+
+    def shift_ns(self) -> int:
+        least, most = -min(self.there, default=0), min(self.since_served, default=0)
+        if least <= 0 <= most:
+            return 0
+        if not self.back:
+            return least
+        return max(least, min(most, (min(self.back) + least) // 2))
 
 
 def _differences(client: Connection, event: str, server: Connection, other: str) -> Iterator[int]:
@@ -106,14 +126,8 @@ def _differences(client: Connection, event: str, server: Connection, other: str)
             yield its_ns - at_ns
 
 
-def _shift_ns(there: Sequence[int], back: Sequence[int]) -> int:
-    soonest_there, soonest_back = min(there, default=0), min(back, default=0)
-    if soonest_there >= 0 and soonest_back >= 0:
-        return 0
-    return (soonest_back - soonest_there) // 2 if back else -soonest_there
-
-
-def _agree(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether they are alike as far as both go; a trace may have been cut."""
-    shared = min(len(one), len(other))
-    return shared > 0 and list(one[:shared]) == list(other[:shared])
+def _agree(one: Mapping[int, str], other: Mapping[int, str]) -> bool:
+    """Whether they are alike as far as both go: a trace may have been cut, and a server does not
+    tell of the greeting that each connection begins with."""
+    shared = one.keys() & other.keys()
+    return bool(shared) and all(one[seq] == other[seq] for seq in shared)

@@ -28,8 +28,9 @@ MAX_LINE_BYTES = 4096
 MAX_WORD_CHARS = 120
 
 _NUMBER = rb"(\d{1,18}|-)"
+_TIME = rb"(-?\d{1,18}|-)"  # the first event may be a little older than t = 0
 _RECORD = re.compile(
-    rb"\t".join([_NUMBER, _NUMBER, rb"([^\t]+)", rb"([^\t]*)", _NUMBER, _NUMBER, _NUMBER])
+    rb"\t".join([_TIME, _NUMBER, rb"([^\t]+)", rb"([^\t]*)", _NUMBER, _NUMBER, _NUMBER])
     + rb"(?:\t.*)?",
     re.DOTALL,
 ).fullmatch

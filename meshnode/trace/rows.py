@@ -61,11 +61,14 @@ def make_rows(scene: Scene, endpoints: Mapping[int, str], names: Sequence[str]) 
     client = [event for event in scene.events if event.role is Role.CLIENT]
     rows = [Row("client", tuple(_work(scene)))] if client else []
     servers: dict[tuple[int, int | None, int], list[Event]] = {}
+    takes: dict[int, list[Interval]] = {}
     conns: dict[int, list[Event]] = {}
     for event in scene.events:
         if event.role is Role.SERVER:
             key = (event.file, event.conn, event.record.conn if event.conn is None else 0)
             servers.setdefault(key, []).append(event)
+            if event.record.event == "take":
+                takes.setdefault(event.file, []).append((event.begin_ns, event.end_ns))
         elif event.conn is not None:
             conns.setdefault(event.conn, []).append(event)
     here = {conn for _, conn, _ in servers if conn is not None}
@@ -75,11 +78,12 @@ def make_rows(scene: Scene, endpoints: Mapping[int, str], names: Sequence[str]) 
         rows += _filled(Row("  on the way", tuple(_hop_bars(scene, conn)), conn))
         for (file, its_conn, _), events in servers.items():
             if its_conn == conn:
-                rows += _filled(Row(f"  {names[file]}", _bars(events, _SERVER_KINDS), conn, True))
+                bars = _bars(events, _SERVER_KINDS, takes.get(file, ()))
+                rows += _filled(Row(f"  {names[file]}", bars, conn, True))
     for (file, its_conn, number), events in servers.items():
         if its_conn is None:
-            label = f"{names[file]} {number}"
-            rows += _filled(Row(label, _bars(events, _SERVER_KINDS), None, True))
+            bars = _bars(events, _SERVER_KINDS, takes.get(file, ()))
+            rows += _filled(Row(f"{names[file]} {number}", bars, None, True))
     return rows
 
 
@@ -95,13 +99,14 @@ def _work(scene: Scene) -> Iterable[Bar]:
         yield Bar(Kind.WAIT, begin, end, f"waits {ms_text(end - begin)}")
 
 
-def _bars(events: Sequence[Event], kinds: Mapping[str, Kind]) -> tuple[Bar, ...]:
+def _bars(
+    events: Sequence[Event], kinds: Mapping[str, Kind], takes: Sequence[Interval] = ()
+) -> tuple[Bar, ...]:
     bars = [
         Bar(kinds.get(event.record.event, Kind.OTHER), event.begin_ns, event.end_ns, _text(event))
         for event in events
         if event.record.event not in _UNDRAWN
     ]
-    takes = [(bar.begin_ns, bar.end_ns) for bar in bars if bar.kind is Kind.TAKE]
     return tuple(_without_takes(bars, takes)) if takes else tuple(bars)
 
 

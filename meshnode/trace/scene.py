@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from meshnode.trace.intervals import Interval, cut, intersect, length, merge, subtract
 from meshnode.trace.records import Record, Role
@@ -11,6 +12,8 @@ from meshnode.trace.spans import Tally, is_decode
 
 MAX_RECORDS = 50_000
 """Of one file in one scene; the rest is counted, not drawn."""
+MAX_BEFORE = 1000
+"""Records from before the scene, by which those at its begin are understood."""
 
 
 @dataclass(frozen=True)
@@ -22,27 +25,33 @@ class Stretch:
 
 
 class Clipping:
-    """I keep the records of one file that fall into a stretch."""
+    """I keep the records of one file that fall into a stretch, and some from before: what goes on
+    at its begin was asked for then."""
 
     def __init__(self, file: int, role: Role, start_ns: int, stretch: Stretch) -> None:
         """`start_ns`: t = 0 of the file, by the client's clock."""
         self.file = file
         self.role = role
-        self.records: list[Record] = []
         self.left_out = 0
         self.start_ns = start_ns
-        self._begin_ns = stretch.begin_ns - start_ns
         self._end_ns = stretch.end_ns - start_ns
+        self._begin_ns = stretch.begin_ns - start_ns
+        self._before: deque[Record] = deque(maxlen=MAX_BEFORE)
+        self._within: list[Record] = []
+
+    @property
+    def records(self) -> list[Record]:
+        return [*self._before, *self._within]
 
     def take(self, record: Record) -> None:
-        if record.t_ns > self._end_ns or record.end_ns < self._begin_ns:
+        if record.t_ns > self._end_ns:
             return
-        if record.dur_ns and (record.t_ns == self._end_ns or record.end_ns == self._begin_ns):
-            return  # next to it
-        if len(self.records) >= MAX_RECORDS:
+        if record.end_ns < self._begin_ns:
+            self._before.append(record)
+        elif len(self._within) < MAX_RECORDS:
+            self._within.append(record)
+        else:
             self.left_out += 1
-            return
-        self.records.append(record)
 
 
 @dataclass(frozen=True)
@@ -131,11 +140,20 @@ class Scene:
 
     def split(self) -> Split:
         waits = self.waits()
-        served = cut(_times(self.events, Role.SERVER, "serve"), 0, self.length_ns)
-        computed = subtract(served, list(_times(self.events, Role.SERVER, "take")))
-        workers_ns = length(intersect(waits, computed))
+        workers_ns = length(intersect(waits, self._computed()))
         waited_ns = length(waits)
         return Split(self.length_ns - waited_ns, workers_ns, waited_ns - workers_ns)
+
+    def _computed(self) -> list[Interval]:
+        """When any server worked; one that waits for a push does not, though it is at a request."""
+        by_file: dict[int, list[Event]] = {}
+        for event in self.events:
+            by_file.setdefault(event.file, []).append(event)
+        computed: list[Interval] = []
+        for events in by_file.values():
+            served = cut(_times(events, Role.SERVER, "serve"), 0, self.length_ns)
+            computed += subtract(served, _times(events, Role.SERVER, "take"))
+        return merge(computed)
 
 
 def _times(events: Iterable[Event], role: Role, name: str) -> list[Interval]:
@@ -150,10 +168,35 @@ def make_scene(
     stretch: Stretch, clippings: Sequence[Clipping], pairs: Mapping[tuple[int, int], int]
 ) -> Scene:
     """`pairs`: which of the client's connections a server's (file, number) is."""
-    events = [event for clipping in clippings for event in _events(stretch, clipping, pairs)]
+    raw = [event for clipping in clippings for event in _events(stretch, clipping, pairs)]
+    hops = _hops(raw)
+    ends = {(hop.conn, hop.seq): hop.replied_ns for hop in hops if hop.replied_ns is not None}
+    length_ns = stretch.end_ns - stretch.begin_ns
+    ended = (_ended_with_its_answer(event, ends) for event in raw)
+    events = [event for event in ended if _is_within(event, length_ns)]
     events.sort(key=lambda event: (event.begin_ns, not is_decode(event.record), event.role.value))
+    shown = [hop for hop in hops if hop.served_ns >= 0 or (hop.replied_ns or -1) >= 0]
     left_out = sum(clipping.left_out for clipping in clippings)
-    return Scene(stretch, tuple(events), tuple(_hops(events)), left_out)
+    return Scene(stretch, tuple(events), tuple(shown), left_out)
+
+
+def _is_within(event: Event, length_ns: int) -> bool:
+    if event.record.dur_ns:
+        return event.begin_ns < length_ns and event.end_ns > 0
+    return 0 <= event.begin_ns <= length_ns
+
+
+def _ended_with_its_answer(event: Event, ends: Mapping[tuple[int, int], int]) -> Event:
+    """A server that was put aside as it answered notes the end of its work only later."""
+    if event.role is not Role.SERVER or event.conn is None:
+        return event
+    replied_ns = ends.get((event.conn, event.record.seq), event.end_ns)
+    if event.record.event == "serve" and event.begin_ns <= replied_ns < event.end_ns:
+        record = event.record._replace(dur_ns=replied_ns - event.begin_ns)
+        return replace(event, record=record)
+    if event.record.event == "reply":
+        return replace(event, begin_ns=min(event.begin_ns, replied_ns))
+    return event
 
 
 def _events(
@@ -184,6 +227,7 @@ def _hops(events: Iterable[Event]) -> list[Hop]:
             continue
         replied = steps.get(("client reply", conn, seq))
         answered = steps.get(("server reply", conn, seq))
+        left_ns = answered.begin_ns if answered else served.end_ns
         hops.append(
             Hop(
                 conn,
@@ -192,7 +236,7 @@ def _hops(events: Iterable[Event]) -> list[Hop]:
                 served.record.command,
                 sent.begin_ns,
                 served.begin_ns,
-                (answered.begin_ns if answered else served.end_ns) if replied else None,
+                min(left_ns, replied.begin_ns) if replied else None,
                 replied.begin_ns if replied else None,
             )
         )

@@ -39,6 +39,11 @@ def test_what_has_no_number_has_a_hyphen() -> None:
     assert items[1] == Record(5, 0, "write", "-", 0, 9, 7)
 
 
+def test_the_first_event_may_be_older_than_the_traces_clock() -> None:
+    _, items = read(HEADER + b"-80\t0\topen\tunix:/a\t0\t0\t0\n")
+    assert items[1] == Record(-80, 0, "open", "unix:/a", 0, 0, 0)
+
+
 def test_what_we_do_not_know_is_kept_and_so_are_lines_that_grew() -> None:
     _, items = read(HEADER + b"5\t0\tdance\tTANGO\t3\t100\t0\tmore\tand more\n")
     assert items[1] == Record(5, 0, "dance", "TANGO", 3, 100, 0)
@@ -50,7 +55,8 @@ def test_what_we_do_not_know_is_kept_and_so_are_lines_that_grew() -> None:
         b"",
         b"x",
         b"5\t0\tsend\tINPUT\t3\t100",
-        b"-5\t0\tsend\tINPUT\t3\t100\t0",
+        b"--5\t0\tsend\tINPUT\t3\t100\t0",
+        b"5\t-1\tsend\tINPUT\t3\t100\t0",
         b"5\t0\t\tINPUT\t3\t100\t0",
         b"1e3\t0\tsend\tINPUT\t3\t100\t0",
         b"9999999999999999999\t0\tsend\tINPUT\t3\t100\t0",

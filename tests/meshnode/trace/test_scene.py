@@ -84,6 +84,13 @@ def test_a_worker_that_waits_for_a_push_does_not_compute() -> None:
     assert scene_of(run.encode()).split().workers_ns == pytest.approx(0.5 * MS, abs=2)
 
 
+def test_one_worker_computes_while_another_waits_for_it() -> None:
+    run = Run(workers=2)
+    run.decode()
+    run.servers[1].add(2, "take", "TAKE", dur_ms=2)
+    assert scene_of(run.encode()).split().workers_ns == pytest.approx(4 * MS, abs=2)
+
+
 def test_a_server_whose_clock_is_late_is_moved_between_its_two_ways() -> None:
     run = Run(workers=1)
     for _ in range(3):
@@ -108,6 +115,33 @@ def test_an_answer_without_a_line_of_the_servers_left_when_its_work_was_done() -
     run.decode()
     run.servers[0].lines = [line for line in run.servers[0].lines if "reply" not in line]
     assert scene_of(run.encode()).hops[-1].back_ns == pytest.approx(MS, abs=2)
+
+
+def test_a_server_that_was_put_aside_as_it_answered_worked_no_longer_than_to_its_answer() -> None:
+    run = Run(workers=1)
+    run.decode()
+    (serve,) = [line for line in run.servers[0].lines if line.endswith("\t2000000")]
+    (reply,) = [line for line in run.servers[0].lines if "reply" in line]
+    late = [serve.replace("\t2000000", "\t9000000"), "11000000" + reply[reply.index("\t") :]]
+    run.servers[0].lines = [run.servers[0].lines[0], *late]
+    files = run.encode()
+    assert choice_of(files).shifted_ns == {}
+    scene = scene_of(files)
+    assert scene.split().workers_ns == pytest.approx(3 * MS, abs=2), "the wire cannot be told apart"
+    assert scene.hops[-1].back_ns == 0
+    assert scene.length_ns == pytest.approx(5.1 * MS, abs=2)
+
+
+def test_what_a_server_notes_late_does_not_reach_into_the_next_token() -> None:
+    run = Run(workers=1)
+    run.decode()
+    run.decode(own_ms=2)
+    lines = run.servers[0].lines
+    lines[1] = lines[1].replace("\t2000000", "\t7000000")
+    lines[2] = f"{9 * MS}" + lines[2][lines[2].index("\t") :]
+    scene = scene_of(run.encode(), token=2)
+    assert scene.split().workers_ns == pytest.approx(2 * MS, abs=2)
+    assert scene.events[0].record.event == "mark", "nothing of the token before is left"
 
 
 def test_the_last_of_several_runs_in_a_file_is_shown() -> None:
@@ -181,6 +215,13 @@ def test_connections_that_look_alike_go_by_the_order_in_which_they_were_opened()
     assert pairs_of(client, second, first) == {(1, 0): 0, (2, 0): 1}
 
 
+def test_a_server_need_not_tell_of_the_greeting() -> None:
+    client = book(0, ("", ["HELLO", "A"]), ("", ["HELLO", "B"]), event="send")
+    server = ConnectionBook(1, START_NS)
+    server.take(Record(0, 0, "serve", "B", 1, 0, 0))
+    assert pairs_of(client, server) == {(1, 0): 1}
+
+
 def test_an_endpoint_that_both_name_decides() -> None:
     client = book(0, ("unix:/a", ["HELLO"]), ("unix:/b", ["HELLO"]), event="send")
     server = book(1, ("unix:/b", ["HELLO"]), event="serve")
@@ -195,6 +236,6 @@ def test_a_connection_of_someone_else_belongs_to_none() -> None:
 
 def test_a_file_has_no_end_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections_module, "MAX_CONNECTIONS", 2)
-    one = book(0, *(("", ["A"] * 40) for _ in range(5)), event="send")
+    one = book(0, *(("", ["A"] * 100) for _ in range(5)), event="send")
     assert len(one.connections) == 2
-    assert len(one.connections[0].commands) == connections_module.COMPARED_COMMANDS
+    assert len(one.connections[0].commands) == connections_module.TIMED_REQUESTS
