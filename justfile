@@ -111,6 +111,10 @@ outages *args: build
 fuzz-engine *args:
     @nice -n 10 python -m tests.engine.fuzz.run "$@"
 
+# llama.cpp's own test of operations, through a tunnel (half an hour): ./just engine-ops [--smallest] [--write]
+engine-ops *args: build
+    @nice -n 10 python -m tests.engine.ops.run "$@"
+
 # style, types, layers, patches
 check:
     ruff check

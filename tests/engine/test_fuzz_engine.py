@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
-from tests.engine.fuzz.build import NoFuzzer, Sanitized, build
+from tests.engine.compiling import NotBuilt
+from tests.engine.fuzz.build import Sanitized, build
 from tests.engine.fuzz.run import CORPUS, fuzz
 
 pytestmark = pytest.mark.engine
@@ -19,7 +20,7 @@ RUNS = 100_000
 def sanitized() -> Sanitized:
     try:
         return build()
-    except NoFuzzer as error:
+    except NotBuilt as error:
         require("fuzzer", False, str(error))
         raise AssertionError from error
 

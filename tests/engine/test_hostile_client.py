@@ -17,7 +17,8 @@ import pytest
 
 from tests.conftest import require
 from tests.engine import hostile_messages as m
-from tests.engine.fuzz.build import NoFuzzer, build
+from tests.engine.compiling import NotBuilt
+from tests.engine.fuzz.build import build
 from tests.engine.hostile_messages import Memory, Tensor, graph
 from tests.engine.processes import Running, alone, greedy_tokens, llama_server, rpc_server
 from tests.engine.rpc_client import (
@@ -42,7 +43,7 @@ def server_bin(request: pytest.FixtureRequest, engine_bin: Path) -> Path:
         return engine_bin
     try:
         return build().folder
-    except NoFuzzer as error:
+    except NotBuilt as error:
         require("fuzzer", False, str(error))
         raise AssertionError from error
 
