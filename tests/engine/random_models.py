@@ -51,7 +51,8 @@ def write_model(
         _add(writer, f"{architecture.arch}.{key}", value)
     _add_vocabulary(writer)
     tensors = {
-        name: encode(name, shape) or Encoded(F32, _noise(name, shape, seed, tied=architecture.tied))
+        name: encode(name, shape)
+        or Encoded(F32, random_weights(name, shape, seed, tied=architecture.tied))
         for name, shape in architecture.tensors.items()
     }
     for name, tensor in tensors.items():
@@ -97,7 +98,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
     writer.add_add_space_prefix(False)
 
 
-def _noise(name: str, shape: Shape, seed: int, *, tied: bool) -> npt.NDArray[np.float32]:
+def random_weights(name: str, shape: Shape, seed: int, *, tied: bool) -> npt.NDArray[np.float32]:
     """Activations neither die nor explode with depth; every tensor changes the answer."""
     rng = np.random.default_rng([seed, crc32(name.encode())])
     values = rng.standard_normal(shape, dtype=np.float32)
