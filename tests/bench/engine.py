@@ -18,6 +18,7 @@ from tests.bench.engine_gateway import GATEWAY
 from tests.bench.engine_large import LARGE_LOAD
 from tests.bench.engine_latency import LATENCY
 from tests.bench.engine_measures import Sample
+from tests.bench.engine_ngram import NGRAM_COST
 from tests.bench.engine_reading import READING
 from tests.bench.engine_rows import Row, rows
 from tests.bench.engine_sides import MESH, STOCK, Side, deployment
@@ -30,9 +31,10 @@ from tests.bench.engine_tables import (
     results_table,
     with_line,
 )
+from tests.bench.engine_wire_types import WIRE_TYPES
 from tests.engine.processes import EngineFailed
 
-CHAPTERS = (GATEWAY, LATENCY, READING, LARGE_LOAD)
+CHAPTERS = (GATEWAY, LATENCY, READING, LARGE_LOAD, NGRAM_COST, WIRE_TYPES)
 
 
 @click.command()

@@ -76,14 +76,17 @@ def prefill_per_s(deployed: Deployment, _tokens: int) -> Sample:
 
 
 def complete(
-    deployed: Deployment, tokens: int, prompt: tuple[int, ...] = SHORT_PROMPT
+    deployed: Deployment,
+    tokens: int,
+    prompt: tuple[int, ...] = SHORT_PROMPT,
+    temperature: float = 0.0,
 ) -> dict[str, Any]:
     response = deployed.client.post(
         "/completion",
         json={
             "prompt": list(prompt),
             "n_predict": tokens,
-            "temperature": 0,
+            "temperature": temperature,
             "seed": 1,  # decides which guesses count as right where that is drawn
             "ignore_eos": True,
             "cache_prompt": False,
