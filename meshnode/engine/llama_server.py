@@ -33,6 +33,7 @@ REPORT_VARIABLE = "GGML_RPC_MESH_REPORT"
 OUTPUT_VARIABLE = "GGML_RPC_MESH_OUTPUT"
 WIRE_TYPE_VARIABLE = "GGML_RPC_MESH_WIRE_DTYPE"
 TRACE_VARIABLE = "GGML_RPC_TRACE"
+RING_VARIABLE = "GGML_RPC_MESH_RING"
 
 OnProgress = Callable[[LoadProgress], None]
 
@@ -53,6 +54,7 @@ class LlamaServerOptions:
     """`rpc`: endpoints (`unix:/path` or `HOST:PORT`) in the order of RPC0, RPC1, ….
 
     `gpu_layers` counts every layer that is not on the local CPU, the output layer as one.
+    `ring` may come to be while it runs: which servers push to which.
     `devices` in the order of the layers, `tensor_split` a count for each of them; without
     `devices`, llama-server takes every one it finds. `ctx_tokens` is shared by the `slots`.
     `output_device`: of the output layer, if not the last of `devices`.
@@ -72,6 +74,7 @@ class LlamaServerOptions:
     report: Path | None = None
     output_device: str = ""
     wire_type: WireType = WireType.EXACT
+    ring: Path | None = None
     extra: tuple[str, ...] = ()
 
 
@@ -111,6 +114,7 @@ def llama_server_environment(options: LlamaServerOptions) -> dict[str, str]:
     named = {
         ROOTS_VARIABLE: options.roots,
         REPORT_VARIABLE: options.report,
+        RING_VARIABLE: options.ring,
         OUTPUT_VARIABLE: options.output_device,
         WIRE_TYPE_VARIABLE: "" if wire_type is WireType.EXACT else wire_type.value,
         TRACE_VARIABLE: trace and Path(trace).absolute(),

@@ -33,6 +33,7 @@ from meshnode.pipeline.inventory import Inventory
 from meshnode.pipeline.layers import parse_layers, parse_tensor_split
 from meshnode.pipeline.plan import Plan, PlanNode, PlanRequest
 from meshnode.pipeline.planner import make_plan
+from meshnode.pipeline.ring import Partings
 from meshnode.pipeline.standing import Standing
 from meshnode.pipeline.steadiness import Steadiness
 from meshnode.pipeline.survey import LOCAL_NAME, Lender, find_lenders, local_node
@@ -77,6 +78,7 @@ class Orchestrator:
         self._emit = emit
         self._mismatched: set[PeerId] = set()
         self._steadiness = Steadiness()
+        self._partings = Partings()
         self._killed_loads = 0
         self._facts = shelf.find(config.model)  # raises before anything is started
         self._guests = Guests(config, shelf, self._facts)
@@ -261,6 +263,7 @@ class Orchestrator:
             emit=self._emit,
             on_leasing=partial(self.standing.progress, Stage.LEASING),
             on_loading=partial(self.standing.progress, Stage.LOADING),
+            partings=self._partings,
         )
         if placement.lenders:
             names = ", ".join(lender.name for lender in placement.lenders)

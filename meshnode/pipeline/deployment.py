@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +30,7 @@ from meshnode.pipeline.borrow import Borrowed, LeaseLost, LeaseRefused, borrow
 from meshnode.pipeline.headway import Headway
 from meshnode.pipeline.plan import Plan, PlanNode
 from meshnode.pipeline.protocol import RPC_SERVICE, LeaseRequest
+from meshnode.pipeline.ring import Member, Partings, Ring
 from meshnode.pipeline.speculation import NO_SPECULATION, Speculation
 from meshnode.pipeline.survey import Lender
 from meshnode.state import write_durably
@@ -83,7 +85,9 @@ class Deployment:
         emit: Emit,
         on_leasing: OnStep,
         on_loading: OnStep,
+        partings: Partings | None = None,
     ) -> None:
+        """partings: which workers lost their way to each other, kept between deployments."""
         self._placement = placement
         self._engine = engine
         self._runtime_folder = runtime_folder
@@ -93,6 +97,8 @@ class Deployment:
         self._on_loading = on_loading
         self._id = secrets.token_hex(4)
         self._lease_lost = trio.Event()
+        self._borrowed: dict[str, Borrowed] = {}
+        self._partings = partings or Partings()
         self._digesting = Headway({})
         self._headway = Headway(_weight_bytes(placement.plan))
         self.failed: set[PeerId] = set()
@@ -102,22 +108,24 @@ class Deployment:
         """Leases, loads, calls `on_ready`, and serves until something breaks.
 
         Always ends in a `MeshError` that says what broke: `LeaseRefused`, `LeaseLost`,
-        `EngineFailed`.
+        `RingLost`, `EngineFailed`.
         """
-        files = [self._file(suffix) for suffix in ("roots", "report")]
+        files = [self._file(suffix) for suffix in ("roots", "report", "ring")]
         try:
             async with bare_nursery() as nursery:
                 endpoints = await self._open_endpoints(nursery)
+                ring = self._ring(endpoints)
+                nursery.start_soon(ring.run)
                 try:
-                    await self._serve(endpoints, on_ready)
-                except EngineFailed:
+                    await self._serve(endpoints, ring.file, on_ready)
+                except EngineFailed as error:
                     reached("end.deployment")
                     # A worker's death kills llama-server too, and is the better thing to tell: if
                     # that was it, the news cancels this wait.
                     with trio.move_on_after(LEASE_NEWS_S):
                         await self._lease_lost.wait()
                         await trio.sleep_forever()
-                    raise
+                    raise ring.loss or error from None
         except WeightsUnread as error:
             raise WeightsUnread(self._name_lenders(str(error))) from None
         finally:
@@ -125,12 +133,12 @@ class Deployment:
                 file.unlink(missing_ok=True)
 
     async def _serve(
-        self, endpoints: dict[str, str], on_ready: Callable[[Deployed], None]
+        self, endpoints: dict[str, str], ring: Path | None, on_ready: Callable[[Deployed], None]
     ) -> NoReturn:
         """Runs llama-server to its end, which is an `EngineFailed`."""
         async with open_llama_server(
             self._engine,
-            self._options(endpoints),
+            self._options(endpoints, ring),
             log=self._log_folder / "llama-server.log",
             on_progress=partial(self._show_load, _names(endpoints)),
         ) as server:
@@ -191,6 +199,7 @@ class Deployment:
                 async with bare_nursery() as nursery:
                     await nursery.start(listen_and_forward, self._rpc_socket(index), open_rpc)
                     self._tell_grant(lender, borrowed)
+                    self._borrowed[lender.name] = borrowed
                     task_status.started()
                     await borrowed.ended.wait()
                     self._lease_lost.set()
@@ -238,9 +247,20 @@ class Deployment:
             )
             self._emit(Event(Kind.WARNING, text, data))
 
+    def _ring(self, endpoints: dict[str, str]) -> Ring:
+        """Of the workers in the order of their layers, this node where it has some between."""
+        members = {
+            lender.name: Member(lender.name, lender.session.peer, endpoints[lender.name], borrowed)
+            for lender in self._placement.lenders
+            if lender.session and (borrowed := self._borrowed.get(lender.name))
+        }
+        shares = sorted(self._placement.plan.shares, key=lambda share: share.first_layer)
+        chain = [members.get(node) for node, _ in groupby(share.node for share in shares)]
+        return Ring(chain, self._file("ring"), self._partings, self._emit)
+
     # -- llama-server -------------------------------------------------------------------------
 
-    def _options(self, endpoints: dict[str, str]) -> LlamaServerOptions:
+    def _options(self, endpoints: dict[str, str], ring: Path | None) -> LlamaServerOptions:
         placement = self._placement
         plan = placement.plan
         return LlamaServerOptions(
@@ -257,6 +277,7 @@ class Deployment:
             roots=self._write_roots(),
             report=self._file("report") if endpoints else None,
             output_device=plan.output.device,
+            ring=ring,
             extra=placement.engine_options,
         )
 
