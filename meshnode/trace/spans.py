@@ -7,7 +7,7 @@ to that of the next one, so that nothing is left out.
 from __future__ import annotations
 
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,7 +20,32 @@ MAX_PENDING = 200_000
 MAX_DECODES = 1_000_000
 MAX_COMMANDS = 500
 MAX_BATCHES = 200
+MAX_DEPTHS = 10_000
 OTHER = "(others)"
+
+
+class Depth:
+    """I count the round trips that came one after another.
+
+    A request lies one deeper than the deepest answer that the client had when it sent it. So what
+    was asked of several workers at once is one round trip, though each answer is waited for.
+    """
+
+    def __init__(self) -> None:
+        self.reached = 0
+        self._sent: dict[int, deque[tuple[int, int]]] = {}
+        """By connection: from which request on its requests lie how deep."""
+
+    def send(self, conn: int, seq: int) -> None:
+        points = self._sent.setdefault(conn, deque(maxlen=MAX_DEPTHS))
+        if not points or points[-1][1] != self.reached + 1:
+            points.append((seq, self.reached + 1))
+
+    def reply(self, conn: int, seq: int) -> None:
+        points = self._sent.get(conn, deque())
+        while len(points) > 1 and points[1][0] <= seq:
+            points.popleft()
+        self.reached = max(self.reached, points[0][1] if points else 1)
 
 
 @dataclass
@@ -34,6 +59,7 @@ class Tally:
     wait_ns: int = 0
     sends: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
+    depth: Depth = field(default_factory=Depth)
 
     def add(self, record: Record) -> None:
         match record.event:
@@ -41,8 +67,10 @@ class Tally:
                 self.messages += 1
                 self.bytes_up += record.size_bytes
                 count(self.sends, record.command)
+                self.depth.send(record.conn, record.seq)
             case "reply":
                 self.bytes_down += record.size_bytes
+                self.depth.reply(record.conn, record.seq)
             case "write":
                 self.writes += 1
             case "wait":
@@ -86,6 +114,7 @@ class Typical:
     bytes_down: int
     wait_ns: int
     round_trips: int
+    rounds: int
     sends: dict[str, int]
     waits: dict[str, int]
 
@@ -96,7 +125,7 @@ class _Batches:
     def __init__(self) -> None:
         self.numbers = array("q")
         self.begins = array("q")
-        self.columns = [array("q") for _ in range(7)]
+        self.columns = [array("q") for _ in range(8)]
         self.sends: dict[str, Counter[int]] = {}
         self.waits: dict[str, Counter[int]] = {}
 
@@ -105,7 +134,7 @@ class _Batches:
         self.begins.append(mark.t_ns)
         figures = (
             *(mark.dur_ns, tally.messages, tally.writes, tally.bytes_up, tally.bytes_down),
-            *(tally.wait_ns, tally.round_trips),
+            *(tally.wait_ns, tally.round_trips, tally.depth.reached),
         )
         for column, figure in zip(self.columns, figures, strict=True):
             column.append(min(figure, 2**62))
@@ -116,11 +145,11 @@ class _Batches:
 
     def typical(self, batch: int) -> Typical:
         decodes = len(self.numbers)
-        dur_ns, messages, writes, up, down, wait_ns, trips = map(median_low, self.columns)
+        dur_ns, messages, writes, up, down, wait_ns, trips, rounds = map(median_low, self.columns)
         sends = {command: _median(times, decodes) for command, times in self.sends.items()}
         waits = {command: _median(times, decodes) for command, times in self.waits.items()}
         return Typical(
-            *(batch, decodes, dur_ns, messages, writes, up, down, wait_ns, trips),
+            *(batch, decodes, dur_ns, messages, writes, up, down, wait_ns, trips, rounds),
             sends=sends,
             waits=waits,
         )

@@ -30,6 +30,7 @@ class Column:
     bytes_up: int
     bytes_down: int
     round_trips: int
+    rounds: int
     wait_ns: int
     sends: Mapping[str, int]
     waits: Mapping[str, int]
@@ -55,7 +56,7 @@ def columns(choice: Choice, scene: Scene, readings: Sequence[FirstReading]) -> l
 def _of_tally(title: str, dur_ns: int, tally: Tally) -> Column:
     return Column(
         *(title, dur_ns, tally.messages, tally.writes, tally.bytes_up, tally.bytes_down),
-        *(tally.round_trips, tally.wait_ns, tally.sends, tally.waits),
+        *(tally.round_trips, tally.depth.reached, tally.wait_ns, tally.sends, tally.waits),
     )
 
 
@@ -70,6 +71,7 @@ def table_lines(shown: Sequence[Column]) -> list[str]:
         ("bytes up", [bytes_text(column.bytes_up) for column in shown]),
         ("bytes down", [bytes_text(column.bytes_down) for column in shown]),
         ("synchronous round trips", [f"{column.round_trips:,}" for column in shown]),
+        ("  one after another", [f"{column.rounds:,}" for column in shown]),
         ("ms waited", [ms_number(column.wait_ns) for column in shown]),
     ]
     lines = [_line(name, cells) for name, cells in rows]

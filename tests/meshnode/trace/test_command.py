@@ -55,7 +55,7 @@ def test_the_load_is_shown_with_its_round_trips(
 ) -> None:
     assert run_mesh(["trace", "--load", *files]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("load, from the start to the first decode: 8.000 ms")
+    assert shown.startswith("load, from the start to the first decode: 8.100 ms")
     assert [line.split()[1:6] for line in shown.splitlines()[-2:]] == [
         ["0", "client", "wait", "FACTS", "4.000"],
         ["1", "client", "wait", "FACTS", "4.000"],

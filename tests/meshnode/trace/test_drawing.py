@@ -129,9 +129,10 @@ def report_of(files: list[bytes], **wish: bool) -> tuple[str, dict[str, object],
 def test_the_table_has_the_load_the_decode_and_the_median() -> None:
     text, facts, said = report_of(typical_run().encode())
     rows = {line[:26].strip(): line[26:].split() for line in text.splitlines() if line}
-    assert rows["messages sent"] == ["3", "4", "4"]
-    assert rows["bytes up"] == ["11", "B", "240", "B", "240", "B"]
+    assert rows["messages sent"] == ["4", "4", "4"]
+    assert rows["bytes up"] == ["20", "B", "240", "B", "240", "B"]
     assert rows["synchronous round trips"] == ["2", "2", "2"]
+    assert rows["one after another"] == ["2", "2", "2"], "each worker in its turn"
     assert rows["GRAPH_AGAIN"] == ["0", "2", "(2)", "2", "(2)"]
     assert rows["0 unix:/run/0.sock"][:2] == ["there", "1.000"]
     assert said == []

@@ -45,7 +45,7 @@ def test_the_median_decode_is_shown_unless_another_is_named() -> None:
     files = typical_run().encode()
     assert title_of(files) == "decode 4 of 6 (1 token): 11.10 ms"
     assert title_of(files, token=1) == "decode 1 of 6 (16 tokens): 48.10 ms"
-    assert title_of(files, load=True) == "load, from the start to the first decode: 8.000 ms"
+    assert title_of(files, load=True) == "load, from the start to the first decode: 8.100 ms"
 
 
 def test_time_is_split_between_the_client_the_workers_and_the_wire() -> None:
@@ -163,7 +163,7 @@ def test_more_than_can_be_drawn_is_counted(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_servers_alone_are_shown_from_the_first_start_to_the_last_end() -> None:
     files = typical_run().encode()[1:]
-    assert title_of(files).startswith("all there is, without a client's trace: 111.0 ms")
+    assert title_of(files).startswith("all there is, without a client's trace: 111.1 ms")
     assert scene_of(files).hops == ()
     with pytest.raises(UsageError, match="give llama-server's trace too"):
         choose(first_readings(files), token=1, load=False)

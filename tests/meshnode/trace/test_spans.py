@@ -8,7 +8,7 @@ import pytest
 
 from meshnode.trace import spans as spans_module
 from meshnode.trace.records import Record
-from meshnode.trace.spans import OTHER, Decode, Spans, Tally
+from meshnode.trace.spans import OTHER, Decode, Depth, Spans, Tally
 
 MS = 10**6
 
@@ -108,3 +108,28 @@ def test_of_names_without_end_the_first_ones_have_a_median(monkeypatch: pytest.M
     typical = spans_of(*records).typical()
     assert typical
     assert set(typical.sends) == {"X0", "X1"}
+
+
+def test_what_is_asked_of_several_at_once_is_one_round_trip() -> None:
+    depth = Depth()
+    for conn in (0, 1):
+        depth.send(conn, 1)
+        depth.send(conn, 2)
+    for conn in (0, 1):
+        depth.reply(conn, 1)
+        depth.reply(conn, 2)
+    assert depth.reached == 1
+    depth.send(0, 3)
+    depth.send(0, 4)
+    depth.reply(0, 3)
+    depth.send(0, 5)
+    depth.reply(0, 4)
+    assert depth.reached == 2, "the fourth was sent without an answer to the third"
+    depth.reply(0, 5)
+    assert depth.reached == 3
+
+
+def test_an_answer_to_what_was_asked_before_is_one_round_trip() -> None:
+    depth = Depth()
+    depth.reply(7, 3)
+    assert depth.reached == 1

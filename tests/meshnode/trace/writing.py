@@ -63,6 +63,7 @@ class Run:
             server.add(self.now_ms + 0.1, "open", "-")
             self.ask(conn, "FACTS", 1, 40)
             self.send(conn, "ALLOC", 9)
+        self.now_ms += 0.1
 
     def send(self, conn: int, command: str, size_bytes: int) -> int:
         """A message that nobody waits for; its number."""
