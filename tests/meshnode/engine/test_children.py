@@ -248,3 +248,16 @@ def test_of_many_lines_those_that_tell_are_shown() -> None:
     lines = ["loading", "error: bad magic", "bye"]
     assert meaningful_lines(lines) == ("error: bad magic",)
     assert meaningful_lines(["a", "b"]) == ("a", "b")
+
+
+def test_engine_threads_turn_in_circles_briefly_unless_the_user_says_how_they_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert child_environment()["GOMP_SPINCOUNT"] == "1000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "50000")
+    assert child_environment()["GOMP_SPINCOUNT"] == "50000"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert "GOMP_SPINCOUNT" not in child_environment()

@@ -168,11 +168,19 @@ def test_what_is_named_after_the_dashes_stays_on_this_machine_too(house: House) 
     own = ("--mmproj", "eyes.gguf", "-md", "small.gguf")
     guests = house.guests("off", *own)
     nothing = house.choose("off", *own)
-    kept = ("--spec-draft-device", "none", "--mmproj-device", "none")
+    kept = ("--cache-ram", "0", "--spec-draft-device", "none", "--mmproj-device", "none")
     assert guests.options(SPREAD, nothing, "none") == (*kept, *own)
     assert guests.options(ALONE, nothing, "none") == own
     said = ("--mmproj", "eyes.gguf", "--no-mmproj-offload", "-md", "small.gguf", "-devd", "CUDA1")
-    assert house.guests("off", *said).options(SPREAD, nothing, "none") == said
+    assert house.guests("off", *said).options(SPREAD, nothing, "none")[2:] == said
+
+
+def test_replaced_prompts_are_not_fetched_from_the_workers_to_be_kept(house: House) -> None:
+    nothing = house.choose("off")
+    assert house.guests("off").options(SPREAD, nothing, "none") == ("--cache-ram", "0")
+    assert house.guests("off").options(ALONE, nothing, "none") == ()
+    wanted = ("--cache-ram", "512")
+    assert house.guests("off", *wanted).options(SPREAD, nothing, "none")[-2:] == wanted
 
 
 def test_a_projectors_memory_is_set_aside(house: House) -> None:
