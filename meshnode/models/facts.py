@@ -58,8 +58,8 @@ class ModelFacts:
     `tied_bytes`. `other_bytes`: tensors of neither. `n_attn`: numbers a token's queries have;
     `n_ff`: those in the middle of its feed-forward part, of all the experts used.
     `kv_bytes_per_token_per_layer`: keys and values of one token at f16; an upper bound for layers
-    with a window or without a cache. `has_nextn`: its last layers predict further tokens (MTP).
-    `is_recurrent`: a state is carried from token to token that cannot be taken back.
+    with a window or without a cache. `has_nextn`: its last layers, `n_nextn`, predict further
+    tokens (MTP). `is_recurrent`: a state is carried from token to token that cannot be taken back.
     """
 
     path: Path
@@ -85,6 +85,7 @@ class ModelFacts:
     tied_bytes: int
     header_digest: bytes
     has_nextn: bool = False
+    n_nextn: int = 0
     is_recurrent: bool = False
 
     @property
@@ -173,6 +174,7 @@ def _facts(
         ),
         tied_bytes=sizes.tied,
         header_digest=headers[0].digest,
+        n_nextn=min(n_layers, metadata.number("nextn_predict_layers", default=0)),
         has_nextn=any(_NEXTN.search(tensor.name) for tensor in tensors),
         is_recurrent=any(_RECURRENT.search(tensor.name) for tensor in tensors),
     )

@@ -46,6 +46,7 @@ class PlanModel:
     """What a plan must know of a model (`ModelFacts` has the meanings).
 
     `tied_bytes`: the part of `output_bytes` that the embedding shares when both lie on one CPU.
+    `n_nextn`: of the last layers, those that run with the output only, and lie where it does.
     """
 
     name: str
@@ -59,6 +60,7 @@ class PlanModel:
     n_ff: int
     n_vocab: int
     tied_bytes: int = 0
+    n_nextn: int = 0
 
     @property
     def n_layers(self) -> int:
@@ -79,6 +81,7 @@ def plan_model(facts: ModelFacts) -> PlanModel:
         n_ff=facts.n_ff,
         n_vocab=facts.n_vocab,
         tied_bytes=facts.tied_bytes,
+        n_nextn=facts.n_nextn,
     )
 
 
@@ -106,11 +109,12 @@ class Costs:
     items: tuple[ItemCost, ...]
     device_compute_bytes: int
     host_weight_bytes: int
+    host_kv_bytes: int
     host_compute_bytes: int
 
     @property
     def host_bytes(self) -> int:
-        return self.host_weight_bytes + self.host_compute_bytes
+        return self.host_weight_bytes + self.host_kv_bytes + self.host_compute_bytes
 
 
 def costs_of(
@@ -143,18 +147,25 @@ def costs_of(
     output = ItemCost(
         model.output_bytes - (model.tied_bytes if shares_embedding else 0), 0, logits_bytes
     )
-    at_home = output if output_at_home else ItemCost(0, 0, 0)
+    items = [*layers, output]
+    n_at_home = model.n_nextn + 1 if output_at_home else 0
+    cut = len(items) - n_at_home
+    at_home = items[cut:]
+    items[cut:] = [ItemCost(0, 0, 0)] * n_at_home
     width = max(model.n_embd, model.n_attn)
     widest = max(5 * width, 2 * width + 3 * model.n_ff)
     mask_bytes = batch * cells * _MASK_BYTES
     return Costs(
-        items=(*layers, ItemCost(0, 0, 0) if output_at_home else output),
+        items=tuple(items),
         device_compute_bytes=SCRATCH_BYTES + mask_bytes + batch * widest * _FLOAT_BYTES,
-        host_weight_bytes=model.embedding_bytes + model.other_bytes + at_home.weight_bytes,
+        host_weight_bytes=model.embedding_bytes
+        + model.other_bytes
+        + sum(item.weight_bytes for item in at_home),
+        host_kv_bytes=sum(item.kv_bytes for item in at_home),
         host_compute_bytes=SCRATCH_BYTES
         + batch * 2 * model.n_embd * _FLOAT_BYTES
         + logits_bytes
-        + at_home.compute_bytes,
+        + sum(item.compute_bytes for item in at_home),
     )
 
 

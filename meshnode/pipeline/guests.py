@@ -76,6 +76,7 @@ class Guests:
             embeds=embeds(options),
             engine_options=options,
             device=device,
+            nextn_at_home=_ends_here(plan),
         )
         return choose_speculation(self._config.speculate, found, self._draft)
 
@@ -109,6 +110,12 @@ def _find_draft(text: str, shelf: Shelf, model: ModelFacts) -> ModelFacts:
     except ModelError as error:
         raise ModelError(f"--speculate {text}: {error}") from None
     return draft
+
+
+def _ends_here(plan: Plan) -> bool:
+    """Whether the output is this machine's, and with it the layers that predict further tokens."""
+    is_last = bool(plan.shares) and plan.shares[-1].node not in plan.rpc_nodes
+    return is_last or bool(plan.output.device)
 
 
 def _projector_bytes(engine_options: Sequence[str]) -> int:

@@ -283,7 +283,7 @@ class _Planner:
             has_output=is_cpu if self._output_at_home else portion.stop == self._n_items,
             weight_bytes=sum(item.weight_bytes for item in items)
             + (costs.host_weight_bytes if is_cpu else 0),
-            kv_bytes=sum(item.kv_bytes for item in items),
+            kv_bytes=sum(item.kv_bytes for item in items) + (costs.host_kv_bytes if is_cpu else 0),
             compute_bytes=sum(item.compute_bytes for item in items)
             + (costs.device_compute_bytes if items else 0)
             + (costs.host_compute_bytes if is_cpu else 0),

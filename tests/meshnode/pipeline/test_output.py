@@ -178,3 +178,15 @@ def test_an_engine_that_cannot_is_not_asked_to() -> None:
 def test_proportions_say_nothing_of_the_output() -> None:
     found = plan(local(), lender("a"), tensor_split=parse_tensor_split("1,1"), split=Split.AUTO)
     assert (found.output.device, found.tensor_split) == ("CPU", (5,))
+
+
+def test_layers_that_predict_further_tokens_stay_with_it() -> None:
+    further = replace(MODEL, n_nextn=1)
+    asked = ("tower=0:7", local(), lender("tower"))
+    away = by_hand(*asked, model=further, output_may_stay=False)
+    home = by_hand(*asked, model=further)
+    moved = home.shares[0].total_bytes - away.shares[0].total_bytes
+    cache_bytes = 1024 * 1024
+    assert moved == (100 + 20) * MIB + cache_bytes + 16 * 10_000 * 4
+    assert away.shares[1].total_bytes - home.shares[1].total_bytes == moved
+    assert home.tensor_split == away.tensor_split

@@ -13,7 +13,8 @@ from meshnode.errors import MeshError, ModelError, ResourceError, UsageError
 from meshnode.models.facts import ModelFacts, read_facts
 from meshnode.models.shelf import Shelf
 from meshnode.pipeline.guests import Guests
-from meshnode.pipeline.plan import Plan, PlanDevice, PlanNode
+from meshnode.pipeline.output import OutputChoice
+from meshnode.pipeline.plan import Plan, PlanDevice, PlanNode, Share
 from meshnode.pipeline.speculation import NGRAM, Guesser, Speculation
 from tests.engine.synthetic import make_model
 
@@ -101,6 +102,10 @@ def test_auto_takes_a_models_own_further_layers_where_they_are_at_home(house: Ho
     assert (
         house.choose("auto", model=further).guesser is Guesser.NOTHING
     )  # on a worker: a trip each
+    home = replace(SPREAD, output=OutputChoice("CPU", "it fits"))
+    assert house.choose("auto", model=further, plan=home).guesser is Guesser.MTP
+    card = replace(SPREAD, shares=(Share("local", "CUDA0", 3, 4, True, 1, 1, 1),))
+    assert house.choose("auto", model=further, plan=card).guesser is Guesser.MTP
     unknown = replace(further, arch="nobodys")
     assert house.choose("auto", model=unknown, plan=ALONE).guesser is Guesser.NOTHING
 
