@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
@@ -72,6 +72,9 @@ GUESSES = (
 MOST_WORKERS = 3
 OUTPUT_VARIABLE = "GGML_RPC_MESH_OUTPUT"
 RING_VARIABLE = "GGML_RPC_MESH_RING"
+DTYPE_VARIABLE = "GGML_RPC_MESH_WIRE_DTYPE"
+NARROW_BOUNDS = {"f16": 0.1, "q8": 2.0}
+"""The most that fewer bits may change the log probabilities of the best first tokens."""
 TEXTS_AT_ONCE = ("-np", "4", "-c", "2048", "--embedding")
 """Upstream's engine aborts with mean pooling and a number of slots that does not divide 512."""
 
@@ -92,13 +95,20 @@ class Way:
     n_workers: int
     output_at_home: bool = False
     ring: bool = False
+    dtype: str | None = None
+    """Of activations on the wire; None: as they are computed."""
 
     def __str__(self) -> str:
         home = " output at home" if self.output_at_home else ""
-        return f"{self.n_workers} workers{' in a ring' if self.ring else ''}{home}"
+        dtype = f" {self.dtype}" if self.dtype else ""
+        return f"{self.n_workers} workers{' in a ring' if self.ring else ''}{home}{dtype}"
 
     def is_known_to(self, engine_bin: Path) -> bool:
-        variables = {OUTPUT_VARIABLE: self.output_at_home, RING_VARIABLE: self.ring}
+        variables = {
+            OUTPUT_VARIABLE: self.output_at_home,
+            RING_VARIABLE: self.ring,
+            DTYPE_VARIABLE: self.dtype is not None,
+        }
         return all(knows(engine_bin, name) for name, needed in variables.items() if needed)
 
 
@@ -123,6 +133,8 @@ def over_workers(
         if way.ring:
             carriers = stack.enter_context(ring(folder, workers))
             env[RING_VARIABLE] = str(folder / "ring")
+        if way.dtype:
+            env[DTYPE_VARIABLE] = way.dtype
         yield stack.enter_context(
             llama_server(engine_bin, folder, subject.model, *arguments, rpc=workers, env=env)
         )
@@ -210,6 +222,24 @@ def test_the_engine_s_defaults_too_give_the_same_probabilities(
         alone = ask_in_turn(server, PROMPTS)
     with over_workers(engine_bin, folder, subject, Way(3), *SLOTS) as server:
         assert ask_in_turn(server, PROMPTS) == alone
+
+
+@pytest.mark.parametrize("subject", ["llama", "gemma3", "qwen3moe", "jamba"], indirect=True)
+@pytest.mark.parametrize(
+    "way", [Way(3, dtype="f16"), Way(3, dtype="q8"), Way(3, ring=True, dtype="q8")], ids=str
+)
+def test_fewer_bits_on_the_wire_change_probabilities_a_little(
+    subject: Subject, engine_bin: Path, folder: Path, way: Way
+) -> None:
+    """Where both begin: later each goes on with the tokens that it chose."""
+    with over_workers(engine_bin, folder, subject, way, *PRECISE) as server:
+        answers = ask_in_turn(server, PROMPTS)
+    changes = [
+        largest_difference(replace(one, best=one.best[:1]), replace(other, best=other.best[:1]))
+        for one, other in zip(answers, subject.alone, strict=True)
+    ]
+    assert way.dtype is not None
+    assert 0 < max(changes) < NARROW_BOUNDS[way.dtype]
 
 
 @pytest.mark.parametrize("subject", ["gemma2", "phi3", "qwen2moe", "jamba"], indirect=True)
