@@ -67,11 +67,12 @@ def engine(
     outcomes = [run_row(run, one) for one in chosen if isinstance(one, Row)]
     told = {one.name: one.tell(run) for one in chosen if isinstance(one, Chapter)}
     described = describe(run)
-    click.echo(f"\n{described}\n")
+    click.echo(f"\n{described}")
     if outcomes:
-        click.echo(results_table([result_line(outcome) for outcome in outcomes]))
+        click.echo("\n" + results_table([result_line(outcome) for outcome in outcomes]))
     for text in (*(commands_table(outcome) for outcome in outcomes), *told.values()):
-        click.echo(f"\n{text}" if text else "", nl=bool(text))
+        if text:
+            click.echo(f"\n{text}")
     if write:
         put_rows(outcomes)
         put_parts({name: f"{described}\n\n{text}" for name, text in told.items()})
