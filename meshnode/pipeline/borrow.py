@@ -64,18 +64,28 @@ async def ask_facts(session: Session) -> WorkerFacts:
 
 
 class PushEnd:
-    """What a worker has said of one end of a push: that it stands, or does not, or no more."""
+    """What a worker has said of one end of a push: that it stands, or does not, or no more.
+
+    silent: it stands, but the worker has not heard the one at the other end for long. changed: set,
+    and another one made, with each word.
+    """
 
     def __init__(self) -> None:
         self.told = trio.Event()
         self.over = trio.Event()
+        self.changed = trio.Event()
+        self.silent = False
         self.reason = ""
 
     def hear(self, news: PushNews) -> None:
         """Raises `BadMessage` for what cannot follow on what was said."""
-        if self.over.is_set() or (news.stands and self.told.is_set()):
+        is_news = news.silent != self.silent if self.told.is_set() else not news.silent
+        if self.over.is_set() or (news.stands and not is_news):
             raise BadMessage("the worker says of a push what cannot be")
         self.told.set()
+        self.silent = news.silent
+        self.changed.set()
+        self.changed = trio.Event()
         if not news.stands:
             self.reason = news.reason
             self.over.set()

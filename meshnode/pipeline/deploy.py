@@ -34,6 +34,7 @@ from meshnode.pipeline.layers import parse_layers, parse_tensor_split
 from meshnode.pipeline.plan import Plan, PlanNode, PlanRequest
 from meshnode.pipeline.planner import make_plan
 from meshnode.pipeline.ring import Partings
+from meshnode.pipeline.silence import long_silence
 from meshnode.pipeline.standing import Standing
 from meshnode.pipeline.steadiness import Steadiness
 from meshnode.pipeline.survey import LOCAL_NAME, Lender, find_lenders, local_node
@@ -44,8 +45,6 @@ LAST_RETRY_S = 30.0
 SHORT_OF_MEMORY_RETRY_S = 10.0
 MAX_KILLED_LOADS = 3
 """Of a model that was never loaded: then the system is believed to lack the memory."""
-HELD_AFTER_S = 10.0
-"""Of a worker's silence, from when on new requests are refused (decision 9)."""
 QUIET_S = 3.0
 """Without a request, before a deployment that answers is given up for a better one."""
 MAX_SLOTS = 256
@@ -284,20 +283,14 @@ class Orchestrator:
                 self._steadiness.lost(peer, trio.current_time())
 
     async def _hold_while_silent(self, session: Session, name: str) -> None:
-        """Nobody begins to wait for an answer that may be minutes away. Those who wait already go
-        on: what was computed for them is still there, on both machines."""
-        while not session.closed.is_set():
-            if not session.suspected:
-                await session.wait_links_changed()
-                continue
-            with trio.move_on_after(HELD_AFTER_S - session.silence_s):
+        """Nobody begins to wait for an answer that may be minutes away (decision 9). Those who wait
+        already go on: what was computed for them is still there, on both machines."""
+        while await long_silence(session):
+            with self.standing.held_up(
+                f"{name} has not been heard for {session.silence_s:.0f} s; its answers under "
+                "way wait for it, new requests may be sent again later"
+            ):
                 await session.wait_heard()
-            if session.suspected and not session.closed.is_set():
-                with self.standing.held_up(
-                    f"{name} has not been heard for {session.silence_s:.0f} s; its answers under "
-                    "way wait for it, new requests may be sent again later"
-                ):
-                    await session.wait_heard()
 
     # -- a better plan ------------------------------------------------------------------------
 

@@ -250,7 +250,7 @@ class Deployment:
     def _ring(self, endpoints: dict[str, str]) -> Ring:
         """Of the workers in the order of their layers, this node where it has some between."""
         members = {
-            lender.name: Member(lender.name, lender.session.peer, endpoints[lender.name], borrowed)
+            lender.name: Member(lender.name, lender.session, endpoints[lender.name], borrowed)
             for lender in self._placement.lenders
             if lender.session and (borrowed := self._borrowed.get(lender.name))
         }

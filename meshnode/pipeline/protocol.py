@@ -143,17 +143,20 @@ class PushTo:
 
 @dataclass(frozen=True)
 class PushNews:
-    """A worker: that end of the push stands, or it does not, or no more, and `reason` says why."""
+    """A worker: that end of the push stands, or it does not, or no more, and `reason` says why.
+    `silent`: it stands, and its other end has not been heard for long."""
 
     end: End
     stands: bool
     reason: str = ""
+    silent: bool = False
 
     def to_message(self) -> dict[str, Any]:
         return {
             "event": "push",
             "end": self.end.value,
             "stands": self.stands,
+            "silent": self.silent,
             "reason": self.reason,
         }
 
@@ -217,10 +220,10 @@ def parse_push_order_untrusted(message: Mapping[str, Any]) -> PushFrom | PushTo:
 
 def parse_push_news_untrusted(message: Mapping[str, Any]) -> PushNews:
     """Raises `BadMessage` and nothing else."""
-    end, stands = message.get("end"), message.get("stands")
-    if end not in ("from", "to") or not isinstance(stands, bool):
+    end, stands, silent = (message.get(key) for key in ("end", "stands", "silent"))
+    if end not in ("from", "to") or not isinstance(stands, bool) or not isinstance(silent, bool):
         raise BadMessage("the worker's word about a push has an unknown shape")
-    return PushNews(End(end), stands, _text(message, "reason"))
+    return PushNews(End(end), stands, _text(message, "reason"), silent)
 
 
 def parse_reason_untrusted(message: Mapping[str, Any]) -> str:

@@ -12,12 +12,14 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
 from meshnode.engine.rpc_server import PushSockets
 from meshnode.errors import BadMessage, MeshError
 from meshnode.messages import MessageStream
+from meshnode.nurseries import accompanied_by
 from meshnode.pipeline.protocol import (
     PUSH_SERVICE,
     End,
@@ -26,6 +28,7 @@ from meshnode.pipeline.protocol import (
     PushTo,
     parse_push_order_untrusted,
 )
+from meshnode.pipeline.silence import long_silence
 from tunnels import PeerId, Session, Stream, TunnelError
 from tunnels.allowance import Rate
 from tunnels.forward import splice
@@ -151,13 +154,23 @@ class Pushing:
             await _tell(messages, PushNews(End.TO, False, OUT_OF_REACH))
             return
         await _tell(messages, PushNews(End.TO, True))
-        await splice(stream, local)
+        async with accompanied_by(partial(_tell_silence, messages, session)):
+            await splice(stream, local)
         await _tell(messages, PushNews(End.TO, False, OVER))
 
 
 async def _tell(messages: MessageStream, news: PushNews) -> None:
     with trio.fail_after(ANSWER_S):
         await messages.send(news.to_message())
+
+
+async def _tell_silence(messages: MessageStream, session: Session) -> None:
+    """The owner may hear both sides, and think that all is well."""
+    while await long_silence(session):
+        await _tell(messages, PushNews(End.TO, True, silent=True))
+        await session.wait_heard()
+        if not session.closed.is_set():
+            await _tell(messages, PushNews(End.TO, True))
 
 
 async def _take(stream: Stream, sockets: PushSockets) -> None:

@@ -20,7 +20,7 @@ from meshnode.nurseries import bare_nursery
 from meshnode.pipeline.borrow import Borrowed, PushEnd, PushRefused
 from meshnode.pipeline.protocol import PushFrom, PushTo
 from meshnode.state import write_durably
-from tunnels import PeerId, TunnelError
+from tunnels import PeerId, Session, TunnelError
 
 SETUP_S = 5.0
 """For every pair, from the last grant on. The engine goes through this node until then."""
@@ -28,6 +28,11 @@ PARTED_S = 600.0
 """For which a pair whose way was lost in use goes through this node."""
 NEWS_S = 5.0
 """How long a lost way waits for the news that a worker's death was the cause: the better word."""
+
+SILENT_S = 10.0
+"""How long two workers that do not hear each other are waited for, while this node hears both: as
+long again as they have waited. Else a hang of two minutes would come of what passed through here
+unharmed before."""
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +46,13 @@ class Member:
     """A worker with its lease. `endpoint`: as llama-server knows it."""
 
     name: str
-    peer: PeerId
+    session: Session
     endpoint: str
     borrowed: Borrowed
+
+    @property
+    def peer(self) -> PeerId:
+        return self.session.peer
 
 
 Pair = tuple[Member, Member]
@@ -113,11 +122,11 @@ class Ring:
             log.info("%s does not push to %s: %s", one.name, two.name, error)
 
     async def _watch(self, pair: Pair, end: PushEnd) -> None:
-        await end.over.wait()
+        reason = await _until_lost(pair, end)
         self._partings.note(pair)
         one, two = pair
         self.loss = RingLost(
-            f"{one.name} lost its way to {two.name}: {end.reason}; what it computes goes through "
+            f"{one.name} lost its way to {two.name}: {reason}; what it computes goes through "
             "this node next"
         )
         await trio.sleep(NEWS_S)
@@ -131,6 +140,21 @@ class Ring:
                 text = f"what {one} computes goes to {two} through this node: they do not connect"
             data = {"from": one, "to": two, "straight": pair in standing}
             self._emit(Event(Kind.LEASE, text, data))
+
+
+async def _until_lost(pair: Pair, end: PushEnd) -> str:
+    """Why the way is of no use any more. Where a worker is silent here too, its outage is waited
+    for, as any other (decision 9)."""
+    while not end.over.is_set():
+        if not end.silent:
+            await end.changed.wait()
+            continue
+        with trio.move_on_after(SILENT_S):
+            await end.changed.wait()
+            continue
+        if not any(member.session.suspected for member in pair):
+            return "they do not hear each other, though this node hears both"
+    return end.reason
 
 
 def _pairs(chain: Sequence[Member | None]) -> Iterator[Pair]:

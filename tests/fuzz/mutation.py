@@ -140,11 +140,15 @@ class _TreeFormat:
             return self._bytes.mutated(data, other, dice)
 
     def _value(self, data: bytes) -> Any:
-        """Decoded once for each of the corpus; changes never alter it."""
+        """Decoded once for each of the corpus; changes never alter it. One cut short may be large,
+        and take a decoder as long as a whole one: it is not tried again either."""
         if data not in self._known:
             if len(self._known) > 4096:
                 self._known.clear()
+            self._known[data] = _UNREADABLE
             self._known[data] = self._decode(data)
+        if self._known[data] is _UNREADABLE:
+            raise ValueError("this was tried before")
         return self._known[data]
 
     def _changed(self, value: Any, spare: Any, dice: random.Random) -> Any:
@@ -200,6 +204,9 @@ class _TreeFormat:
 
     def _encode(self, value: Any) -> bytes:
         raise NotImplementedError
+
+
+_UNREADABLE = object()
 
 
 def _some_node(value: Any, dice: random.Random) -> Any:

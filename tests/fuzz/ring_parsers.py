@@ -18,7 +18,7 @@ from tests.fuzz.parser import Parser
 from tests.fuzz.tunnels_parsers import HOSTILE
 
 ORDERS = (PushFrom(HOSTILE.peer), PushTo(HOSTILE.peer, "abc123"))
-NEWS = (PushNews(End.FROM, True), PushNews(End.TO, False, "it is gone"))
+NEWS = (PushNews(End.FROM, True, silent=True), PushNews(End.TO, False, "it is gone"))
 
 PARSERS = (
     Parser(

@@ -50,7 +50,7 @@ def test_every_message_survives_the_wire() -> None:
     for order in (PushFrom(NEIGHBOUR), PushTo(NEIGHBOUR, "00ff00ff")):
         arrived = over_the_wire(order.to_message())
         assert protocol.parse_push_order_untrusted(arrived) == order
-    for news in (PushNews(End.FROM, True), PushNews(End.TO, False, "it is gone")):
+    for news in (PushNews(End.FROM, True), PushNews(End.TO, True, silent=True)):
         assert protocol.parse_push_news_untrusted(over_the_wire(news.to_message())) == news
     assert protocol.parse_reason_untrusted({"reason": "no"}) == "no"
     assert protocol.parse_progress_untrusted({"done_bytes": 1, "total_bytes": 2}) == (1, 2)
@@ -115,7 +115,14 @@ def test_an_order_to_push_names_a_peer_and_a_lease_or_is_none(change: dict[str, 
 
 @pytest.mark.parametrize(
     "change",
-    [{"end": "middle"}, {"end": []}, {"stands": 1}, {"reason": None}, {"reason": "x" * 513}],
+    [
+        {"end": "middle"},
+        {"end": []},
+        {"stands": 1},
+        {"silent": None},
+        {"reason": None},
+        {"reason": "x" * 513},
+    ],
 )
 def test_news_of_a_push_of_a_wrong_shape_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(BadMessage):
@@ -139,7 +146,7 @@ junk = st.recursive(
 keys = st.sampled_from(
     [
         *("name", "devices", "models", "usable_bytes", "lease", "reason", "wanted"),
-        *("memory_bytes", "op", "peer", "end", "stands", "ring"),
+        *("memory_bytes", "op", "peer", "end", "stands", "silent", "ring"),
     ]
 )
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from meshnode.pipeline import pushing
 from meshnode.pipeline.borrow import Borrowed, PushRefused
 from meshnode.pipeline.protocol import PUSH_SERVICE, PushFrom, PushTo
 from meshnode.pipeline.pushing import OUT_OF_REACH, OVER
 from tests.lab.lenders import SOON_S, Borrower, Lender, Town
 from tests.lab.stalls import open_at, unfinished, until
-from tunnels import Identity, StreamError, StreamRefused
+from tunnels import Identity, Session, StreamError, StreamRefused
 from tunnels.credit import MAX_WINDOW_BYTES
 
 REFUSED = "is not offered to this node"
@@ -202,3 +203,25 @@ async def test_a_successor_that_never_says_yes_is_given_up(
         with trio.fail_after(SOON_S), pytest.raises(PushRefused, match=OUT_OF_REACH):
             await one.order(PushTo(stage.second.peer, two.granted.lease))
         await until(lambda: not unfinished(stage.first.knows[stage.second.peer]))
+
+
+async def test_a_silence_between_the_two_is_told_to_the_owner_and_its_end(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silences, heard = iter([True]), trio.Event()
+
+    async def one_silence(_session: Session) -> bool:
+        if not next(silences, False):
+            await trio.sleep_forever()
+        return True
+
+    monkeypatch.setattr(pushing, "long_silence", one_silence)
+    async with scene(short_path) as stage:
+        monkeypatch.setattr(stage.first.knows[stage.second.peer], "wait_heard", heard.wait)
+        one, two = stage.lent
+        await two.order(PushFrom(stage.first.peer))
+        end = await one.order(PushTo(stage.second.peer, two.granted.lease))
+        await until(lambda: end.silent)
+        heard.set()
+        await until(lambda: not end.silent)
+        assert not end.over.is_set()

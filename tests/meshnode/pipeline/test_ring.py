@@ -28,10 +28,10 @@ from meshnode.pipeline.protocol import (
     PushFrom,
     PushNews,
 )
-from meshnode.pipeline.ring import Member, Partings, Ring, RingLost
+from meshnode.pipeline.ring import Member, Pair, Partings, Ring, RingLost
 from tests.lab.lenders import SOON_S, Lender, Town
 from tests.lab.stalls import until
-from tunnels import Endpoint, Identity, PeerId, Stream
+from tunnels import Endpoint, Identity, PeerId, Session, Stream
 
 
 @dataclass
@@ -71,7 +71,8 @@ async def scene(
                 await workers[-1].meet(worker)
             borrowed = await stack.enter_async_context(borrower.borrow(worker))
             workers.append(worker)
-            members.append(Member(name, worker.peer, f"unix:/{name}", borrowed))
+            session = await borrower.session(worker)
+            members.append(Member(name, session, f"unix:/{name}", borrowed))
         yield Scene(folder, workers, members)
 
 
@@ -180,10 +181,58 @@ async def test_a_way_that_was_lost_in_use_is_not_tried_for_a_while(short_path: P
             assert stage.told() == [("a", "b", False), ("b", "c", True)]
 
 
-# --- workers that lie -----------------------------------------------------------------------
+# --- workers that do not hear each other ----------------------------------------------------
 
 GRANTED = Granted("1", 0, 0, 0, (), ring=1)
+SILENT, HEARD = PushNews(End.TO, True, silent=True), PushNews(End.TO, True)
+
+
+@dataclass
+class Heard:
+    """What the orchestrator's session with a worker says of it."""
+
+    peer: PeerId
+    suspected: bool = False
+
+
+def standing_pair() -> tuple[Pair, PushEnd, Heard]:
+    """Workers a and b, with a way between them; how b is heard here."""
+    sessions = [Heard(PeerId(bytes([number]) * 32)) for number in (1, 2)]
+    borrowed = Borrowed(GRANTED, MessageStream(cast(Stream, None)))
+    one, two = (
+        Member(name, cast(Session, session), name, borrowed)
+        for name, session in zip("ab", sessions, strict=True)
+    )
+    end = PushEnd()
+    end.hear(HEARD)
+    return (one, two), end, sessions[1]
+
+
+async def test_two_that_this_node_hears_and_that_do_not_hear_each_other_are_parted(
+    autojump_clock: object,
+) -> None:
+    pair, end, _ = standing_pair()
+    end.hear(SILENT)
+    with trio.fail_after(ring_module.SILENT_S + 1):
+        assert "though this node hears both" in await ring_module._until_lost(pair, end)
+
+
+async def test_the_outage_of_one_of_the_two_is_waited_for(autojump_clock: object) -> None:
+    pair, end, second = standing_pair()
+    second.suspected = True
+    end.hear(SILENT)
+    with trio.move_on_after(10 * ring_module.SILENT_S):
+        raise AssertionError(await ring_module._until_lost(pair, end))
+    end.hear(HEARD)
+    second.suspected = False
+    with trio.move_on_after(10 * ring_module.SILENT_S):
+        raise AssertionError(await ring_module._until_lost(pair, end))
+
+
+# --- workers that lie -----------------------------------------------------------------------
+
 STANDS, IS_OVER = PushNews(End.FROM, True), PushNews(End.FROM, False, "no more")
+SILENT_FIRST = PushNews(End.FROM, True, silent=True)
 ORDERED = PushFrom(PeerId(bytes(range(32))))
 
 
@@ -220,6 +269,7 @@ async def liar(words: list[Message], *, when_asked: bool) -> AsyncIterator[Borro
         pytest.param([PushNews(End.TO, True)], True, "nobody asked for", id="the other end"),
         pytest.param([STANDS, STANDS], True, "what cannot be", id="twice"),
         pytest.param([IS_OVER, STANDS], True, "what cannot be", id="risen again"),
+        pytest.param([SILENT_FIRST], True, "what cannot be", id="silent from the start"),
         pytest.param([IS_OVER, IS_OVER], True, "what cannot be", id="over twice"),
     ],
 )
