@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import socket
 import struct
+from dataclasses import dataclass
 from types import TracebackType
 
-ALLOC_BUFFER, BUFFER_GET_BASE, FREE_BUFFER = 0, 3, 4
+ALLOC_BUFFER, GET_ALIGNMENT, GET_MAX_SIZE, BUFFER_GET_BASE, FREE_BUFFER = range(5)
 GET_TENSOR, GET_DEVICE_MEMORY, HELLO, DEVICE_COUNT = 8, 11, 14, 15
 MESH_HELLO, GGUF_INDEX, SET_TENSOR_GGUF, LOAD_COMMIT, LOAD_STATUS = range(128, 133)
+ALLOC, CONFIRM, TENSOR, INPUT, GET, GRAPH, GRAPH_AGAIN, PUSH, TAKE = range(133, 142)
+
+MESH_VERSION = 2
+# how INPUT and GET write data; with KEEP the server keeps it for CHANGES
+EXACT, F16, Q8, CHANGES, REPEATS = range(5)
+KEEP = 0x80
 
 HELLO_CAPS_BYTES = 24
 REPLY_LIMIT_S = 20.0
@@ -20,6 +27,30 @@ REPLY_LIMIT_S = 20.0
 RPC_TENSOR = struct.Struct("<QIQ4I4II64si80sQQQ64si")
 COMMIT = struct.Struct("<QQQ64s256s256s")
 INDEX_ENTRY = struct.Struct("<I4QQ64s")
+DEVICE = struct.Struct("<QQQQI")
+CONFIRMED = struct.Struct("<Q256s")
+DATA = struct.Struct("<IBQQ")
+
+
+@dataclass(frozen=True)
+class Device:
+    """What MESH_HELLO says of one: `plain` when a tensor takes no more memory than its data."""
+
+    alignment: int
+    max_size: int
+    free_bytes: int
+    total_bytes: int
+    plain: bool
+    refused_ops: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The answer to MESH_HELLO."""
+
+    version: int
+    offers: bool
+    devices: tuple[Device, ...]
 
 
 class RpcClient:
@@ -53,11 +84,11 @@ class RpcClient:
         self._socket.sendall(data)
 
     def ask(self, command: int, payload: bytes, *, limit_s: float = REPLY_LIMIT_S) -> bytes | None:
-        self._socket.settimeout(limit_s)
         self.send(command, payload)
-        return self.reply()
+        return self.reply(limit_s=limit_s)
 
-    def reply(self) -> bytes | None:
+    def reply(self, *, limit_s: float = REPLY_LIMIT_S) -> bytes | None:
+        self._socket.settimeout(limit_s)
         header = self._exactly(8)
         return None if header is None else self._exactly(struct.unpack("<Q", header)[0])
 
@@ -92,6 +123,57 @@ class RpcClient:
 
     def base(self, buffer: int) -> int:
         return self._numbers("<Q", BUFFER_GET_BASE, struct.pack("<Q", buffer))[0]
+
+    def facts(self) -> Facts:
+        reply = self.ask(MESH_HELLO, struct.pack("<II", MESH_VERSION, 0))
+        assert reply is not None
+        version, flags, count = struct.unpack_from("<III", reply)
+        at = 12
+        devices = []
+        for _ in range(count):
+            alignment, max_size, free, total, device_flags = DEVICE.unpack_from(reply, at)
+            (n_refused,) = struct.unpack_from("<I", reply, at + DEVICE.size)
+            at += DEVICE.size + 4
+            refused = struct.unpack_from(f"<{n_refused}Q", reply, at)
+            at += 8 * n_refused
+            devices.append(Device(alignment, max_size, free, total, device_flags == 1, refused))
+        assert at == len(reply)
+        return Facts(version, flags == 1, tuple(devices))
+
+    def alloc(self, handle: int, base: int, size: int, *, device: int = 0) -> None:
+        """A buffer that I name, at the address where I have it; `confirm` tells whether it is."""
+        self.send(ALLOC, struct.pack("<IQQQ", device, handle, base, size))
+
+    def confirm(self) -> tuple[int, str]:
+        """(buffers refused since the last time, the reason of the first)."""
+        reply = self.ask(CONFIRM, b"")
+        assert reply is not None
+        refused, reason = CONFIRMED.unpack(reply)
+        return refused, reason.rstrip(b"\0").decode()
+
+    def describe(self, number: int, tensor: bytes) -> None:
+        self.send(TENSOR, struct.pack("<I", number) + tensor)
+
+    def input(
+        self, tensor: int, data: bytes, *, size: int, coding: int = EXACT, offset: int = 0
+    ) -> None:
+        self.send(INPUT, DATA.pack(tensor, coding, offset, size) + data)
+
+    def get(self, tensor: int, size: int, *, coding: int = EXACT, offset: int = 0) -> bytes | None:
+        return self.ask(GET, DATA.pack(tensor, coding, offset, size))
+
+    def graph(self, slot: int, graph: bytes, *, device: int = 0) -> None:
+        """`graph` is what GRAPH_COMPUTE has."""
+        self.send(GRAPH, struct.pack("<II", device, slot) + graph)
+
+    def graph_again(self, slot: int, *, device: int = 0) -> None:
+        self.send(GRAPH_AGAIN, struct.pack("<II", device, slot))
+
+    def push(self, tensor: int, number: int, size: int, *, coding: int = EXACT) -> None:
+        self.send(PUSH, DATA.pack(tensor, coding, number, size))
+
+    def take(self, tensor: int, number: int, size: int, *, coding: int = EXACT) -> None:
+        self.send(TAKE, DATA.pack(tensor, coding, number, size))
 
     def get_tensor(self, tensor: bytes, size: int) -> bytes | None:
         return self.ask(GET_TENSOR, tensor + struct.pack("<QQ", 0, size))

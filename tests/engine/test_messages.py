@@ -1,4 +1,4 @@
-"""One system call a message (patch 2), as strace sees it."""
+"""Few system calls, each with all there is to say (patches 2 and 10), as strace sees it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,21 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
-from tests.engine.processes import POLL_INTERVAL_S, greedy_tokens, llama_server, rpc_server
+from tests.engine.processes import (
+    N_TOKENS,
+    POLL_INTERVAL_S,
+    greedy_tokens,
+    llama_server,
+    rpc_server,
+)
+from tests.engine.rpc_client import DATA
 
 pytestmark = pytest.mark.engine
 
 CALL = re.compile(r"\b(sendmsg|sendto|writev)\((\d+)<UNIX-STREAM:\[(\d+).*\) += (\d+)$")
 PARTS = re.compile(r"iov_len=(\d+)")
 TRACE_LIMIT_S = 10.0
+GET_BYTES = 9 + DATA.size
 
 
 def _strace(out: Path) -> list[str]:
@@ -61,7 +69,7 @@ def _rpc_calls(lines: list[str], socket_name: str) -> list[tuple[str, str, int]]
     return calls
 
 
-def test_requests_and_replies_leave_whole_and_in_one_call_each(
+def test_a_token_leaves_in_one_call_and_comes_back_in_one(
     engine_bin: Path, folder: Path, model: Path
 ) -> None:
     client_trace, server_trace = folder / "client.strace", folder / "server.strace"
@@ -74,13 +82,11 @@ def test_requests_and_replies_leave_whole_and_in_one_call_each(
         assert greedy_tokens(server)
     requests = _rpc_calls(_finished(client_trace), "rpc.sock")
     replies = _rpc_calls(_finished(server_trace), "rpc.sock")
-    # at least one graph and one fetch of the logits a token
-    assert len(requests) > 48
-    assert len(replies) > 24
-    header_bytes = {"request": 9, "reply": 8}
-    for kind, calls in (("request", requests), ("reply", replies)):
-        for call, line, sent in calls:
-            parts = [int(length) for length in PARTS.findall(line)]
-            assert call == "sendmsg", line
-            assert parts[0] == header_bytes[kind], line
-            assert sent == sum(parts), line
+    # what the graph needs, the graph's number and the question for its result leave together
+    assert len(replies) > N_TOKENS
+    assert all(sent > GET_BYTES for _, _, sent in requests[-N_TOKENS:])
+    for call, line, sent in replies:
+        parts = [int(length) for length in PARTS.findall(line)]
+        assert call == "sendmsg", line
+        assert parts[0] == 8, line
+        assert sent == sum(parts), line

@@ -14,10 +14,13 @@ import pytest
 from tests.engine.manifests import ROOT, write_manifest
 from tests.engine.processes import Running, rpc_server
 from tests.engine.rpc_client import (
+    GET_ALIGNMENT,
+    GET_MAX_SIZE,
     GGUF_INDEX,
     LOAD_COMMIT,
     LOAD_STATUS,
     MESH_HELLO,
+    MESH_VERSION,
     SET_TENSOR_GGUF,
     RpcClient,
     rpc_tensor,
@@ -76,13 +79,27 @@ def _right(client: RpcClient) -> tuple[Request, int]:
 def test_the_hello_has_the_mesh_bit_and_a_version_follows(worker: Running) -> None:
     with RpcClient(worker.address) as client:
         assert client.mesh_bit == 1
-        reply = client.ask(MESH_HELLO, struct.pack("<II", 1, 0))
-        assert reply == struct.pack("<II", 1, 1)  # version 1, has files to offer
+        facts = client.facts()
+        assert (facts.version, facts.offers) == (MESH_VERSION, True)
+
+
+def test_the_hello_says_what_upstream_asks_of_each_device(worker: Running) -> None:
+    with RpcClient(worker.address) as client:
+        (device,) = client.facts().devices
+        for command, expected in (
+            (GET_ALIGNMENT, device.alignment),
+            (GET_MAX_SIZE, device.max_size),
+        ):
+            assert client.ask(command, bytes(4)) == struct.pack("<Q", expected)
+        assert client.device_memory()[1] == device.total_bytes
+        assert 0 < device.free_bytes <= device.total_bytes
+        assert device.plain
+        assert list(device.refused_ops) == sorted(set(device.refused_ops))
 
 
 def test_a_server_without_files_says_so(engine_bin: Path, folder: Path) -> None:
     with rpc_server(engine_bin, folder) as bare, RpcClient(bare.address) as client:
-        assert client.ask(MESH_HELLO, struct.pack("<II", 1, 0)) == struct.pack("<II", 1, 0)
+        assert not client.facts().offers
         assert client.index(ROOT_BYTES) == {}
 
 
