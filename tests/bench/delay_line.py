@@ -34,12 +34,13 @@ FULL_S = 0.001
 
 @dataclass(frozen=True)
 class Link:
-    """What connects to `listen` (`unix:/path`, or `127.0.0.1:0` for any port) reaches `target`.
+    """What connects to `start` (`unix:/path`, or `127.0.0.1:0` for any port) reaches `target`.
 
-    `pushes`: the stream from one worker to the next one, counted as bytes.
+    `pushes`: what one worker hands to the next, counted as bytes. There both ends wait to be
+    connected to.
     """
 
-    listen: str
+    start: str
     target: str
     way: Way = field(default_factory=Way)  # in each direction
     pushes: bool = False
@@ -68,9 +69,10 @@ def carry(pipe: Connection, links: tuple[Link, ...]) -> None:
     """The process: until it is killed or its harness is gone."""
     _be_punctual()
     meter = Meter()
-    doors = [_Door(link, meter) for link in links]
+    doors = [_Door(link, meter) for link in links if not link.pushes]
+    pushes = [_connect_both(link, meter) for link in links if link.pushes]
     pipe.send(tuple(door.address for door in doors))
-    _Loop(pipe, doors, meter).run()
+    _Loop(pipe, doors, meter, pushes).run()
 
 
 def _be_punctual() -> None:
@@ -90,33 +92,49 @@ class _Door:
         self._link = link
         self._meter = meter
         self._up, self._down = Shaper(link.way), Shaper(link.way)
-        family, place = _place(link.listen)
+        family, place = _place(link.start)
         self.socket = socket.socket(family)
         self.socket.setblocking(False)
         self.socket.bind(place)
         self.socket.listen(64)
-        self.address = link.listen
+        self.address = link.start
         if family == socket.AF_INET:
             self.address = "{}:{}".format(*self.socket.getsockname())
 
     def accept(self) -> list[_End]:
         near, _ = self.socket.accept()
-        family, place = _place(self._link.target)
-        far = socket.socket(family)
-        far.settimeout(CONNECT_LIMIT_S)
+        near.setblocking(False)
         try:
-            far.connect(place)
+            far = _connect(self._link.target)
         except OSError:
             near.close()  # as the target itself would have refused it
             return []
-        talk = None if self._link.pushes else Conversation(self._meter)
+        if near.family == socket.AF_INET:
+            near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        talk = Conversation(self._meter)
         up = _End(near, far, Pipe(self._up), self._meter, talk, is_up=True)
         down = _End(far, near, Pipe(self._down), self._meter, talk, is_up=False)
-        for one in (near, far):
-            one.setblocking(False)
-            if one.family == socket.AF_INET:
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return [up, down]
+
+
+def _connect_both(link: Link, meter: Meter) -> _End:
+    source, sink = _connect(link.start), _connect(link.target)
+    return _End(source, sink, Pipe(Shaper(link.way)), meter, None, is_up=True)
+
+
+def _connect(address: str) -> socket.socket:
+    family, place = _place(address)
+    made = socket.socket(family)
+    made.settimeout(CONNECT_LIMIT_S)
+    try:
+        made.connect(place)
+    except OSError:
+        made.close()
+        raise
+    made.setblocking(False)
+    if family == socket.AF_INET:
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return made
 
 
 def _place(address: str) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
@@ -189,11 +207,13 @@ class _End:
 class _Loop:
     """I wait for sockets and for pieces that fall due."""
 
-    def __init__(self, pipe: Connection, doors: list[_Door], meter: Meter) -> None:
+    def __init__(
+        self, pipe: Connection, doors: list[_Door], meter: Meter, ends: list[_End]
+    ) -> None:
         self._pipe = pipe
         self._doors = {door.socket: door for door in doors}
         self._meter = meter
-        self._ends: list[_End] = []
+        self._ends = ends
 
     def run(self) -> None:
         while True:

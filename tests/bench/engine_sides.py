@@ -173,18 +173,12 @@ def _link(
         for number, worker in enumerate(workers)
     ]
     if is_ring:
-        # The last one's successor is the first: what it is told to push there, nobody asks.
         links += [
-            Link(
-                f"unix:{folder}/push{number}",
-                f"unix:{folder}/take{(number + 1) % len(workers)}",
-                way,
-                pushes=True,
-            )
-            for number in range(len(workers))
+            Link(f"unix:{folder}/push{here}", f"unix:{folder}/take{here + 1}", way, pushes=True)
+            for here in range(len(workers) - 1)
         ]
     line = stack.enter_context(delay_line(*links))
-    return line, list(line.addresses[: len(workers)])
+    return line, list(line.addresses)
 
 
 def _ring_file(folder: Path, addresses: list[str]) -> Path:

@@ -11,7 +11,7 @@ import psutil
 
 from tests.bench.engine_chapter import verdict
 from tests.bench.engine_measures import Sample, median_sample
-from tests.bench.engine_rows import Row
+from tests.bench.engine_rows import NO_GOAL, Row
 from tests.bench.engine_sides import MESH, STOCK
 from tests.bench.rpc_meter import Tally
 
@@ -53,7 +53,7 @@ def result_line(outcome: Outcome) -> str:
     ratio = reached = "–"
     if stock and ours:
         ratio = f"{ours.figure / stock.figure:.2f} ×"
-        reached = verdict(row.goal.reaches(stock, ours))
+        reached = "–" if row.goal is NO_GOAL else verdict(row.goal.reaches(stock, ours))
     rounds = max(len(samples) for samples in outcome.samples.values())
     cells = (
         row.title,

@@ -52,6 +52,15 @@ _MESH = {
     130: Command("SET_TENSOR_GGUF", replies=False),
     131: Command("LOAD_COMMIT", replies=True),
     132: Command("LOAD_STATUS", replies=True),
+    133: Command("ALLOC", replies=False),
+    134: Command("CONFIRM", replies=True),
+    135: Command("TENSOR", replies=False),
+    136: Command("INPUT", replies=False),
+    137: Command("GET", replies=True),
+    138: Command("GRAPH", replies=False),
+    139: Command("GRAPH_AGAIN", replies=False),
+    140: Command("PUSH", replies=False),
+    141: Command("TAKE", replies=False),
 }
 
 COMMANDS: Mapping[int, Command] = dict(enumerate(_UPSTREAM)) | _MESH
