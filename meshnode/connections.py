@@ -40,6 +40,7 @@ from tunnels import (
     TunnelError,
 )
 from tunnels.gate import ASK, GREET, TALK
+from tunnels.relay import KIND
 from tunnels.relay_transport import relay_of
 
 log = logging.getLogger(__name__)
@@ -124,15 +125,20 @@ class Connections:
 
     async def reach_for(self, peer: PeerId, asker: PeerId) -> Session:
         """The session with a member of a mesh that the asker has shown a grant of, too; dialled by
-        what we know of it, where there is none. Raises `NetworkError`."""
+        what we know of it, where there is none. Waits for a straight link: a way through a relay
+        is no shorter than one through the asker. Raises `NetworkError`."""
         members, shared = self._membership.ledger.members, self._membership.shown_by(asker)
         if not any(members.shown(mesh, peer) for mesh in members.proven(peer) & shared.keys()):
             raise NetworkError("it is no member of a mesh that both are in")
         await self.dialling.reach(peer)
         session = self._endpoint.session(peer)
-        if session is None or session.suspected or not self._membership.is_introduced(peer):
-            raise NetworkError("it is not connected")
-        return session
+        while session is not None and not session.suspected:
+            if not self._membership.is_introduced(peer):
+                break
+            if session.best_link is not None and session.best_link.kind != KIND:
+                return session
+            await session.wait_links_changed()
+        raise NetworkError("it is not connected")
 
     async def join(self, token: Token) -> None:
         """By one invite; raises what `Bootstrap.join` does."""

@@ -9,6 +9,7 @@ import trio
 import trio.testing
 
 from discovery.grants import Role
+from meshnode import connections
 from meshnode.errors import NetworkError
 from tests.lab.parties import Party, join, parties, ring, run_all
 from tunnels import PeerId
@@ -60,6 +61,20 @@ async def test_for_a_lease_a_member_of_the_same_mesh_is_found(
         assert session is ann.session(ben)
         await session.aclose("for now")
         assert (await ann.connections.reach_for(ben.peer, founder.peer)).peer == ben.peer
+
+
+async def test_a_way_through_a_relay_is_waited_to_become_a_straight_one(
+    tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ring(tmp_path, "founder", "ann", "ben") as (founder, ann, ben):
+        link = ann.session(ben).best_link
+        assert link is not None
+        with monkeypatch.context() as while_relayed:
+            while_relayed.setattr(connections, "KIND", link.kind)
+            with trio.move_on_after(5) as waited:
+                await ann.connections.reach_for(ben.peer, founder.peer)
+            assert waited.cancelled_caught
+        assert await ann.connections.reach_for(ben.peer, founder.peer) is ann.session(ben)
 
 
 async def test_for_a_lease_nobody_of_another_mesh_is_sought(
