@@ -10,7 +10,6 @@ it changes the choice of an expert.
 
 from __future__ import annotations
 
-import functools
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -103,27 +102,12 @@ class Way:
         dtype = f" {self.dtype}" if self.dtype else ""
         return f"{self.n_workers} workers{' in a ring' if self.ring else ''}{home}{dtype}"
 
-    def is_known_to(self, engine_bin: Path) -> bool:
-        variables = {
-            OUTPUT_VARIABLE: self.output_at_home,
-            RING_VARIABLE: self.ring,
-            DTYPE_VARIABLE: self.dtype is not None,
-        }
-        return all(knows(engine_bin, name) for name, needed in variables.items() if needed)
-
-
-@functools.cache
-def knows(engine_bin: Path, variable: str) -> bool:
-    return variable.encode() in (engine_bin / "llama-server").read_bytes()
-
 
 @contextmanager
 def over_workers(
     engine_bin: Path, folder: Path, subject: Subject, way: Way, *arguments: str
 ) -> Iterator[Running]:
     """A llama-server with that model's layers on workers that read all they need from its file."""
-    if not way.is_known_to(engine_bin):
-        pytest.skip(f"this engine does not know: {way}")
     workers = subject.workers[: way.n_workers]
     env = mesh_env(folder)
     carriers: list[Carrier] = []
@@ -169,11 +153,11 @@ def subject(request: pytest.FixtureRequest, engine_bin: Path) -> Iterator[Subjec
 
 
 def start_workers(stack: ExitStack, engine_bin: Path, folder: Path, model: Path) -> list[Running]:
-    """Servers that have the model's file; they can be in a ring where the engine can."""
+    """Servers that have the model's file; they can be in a ring."""
     found = []
     for index in range(MOST_WORKERS):
         name = f"worker{index}"
-        pushes = push_arguments(folder, name) if knows(engine_bin, RING_VARIABLE) else []
+        pushes = push_arguments(folder, name)
         server = rpc_server(engine_bin, folder, "--gguf", model, *pushes, name=name)
         found.append(stack.enter_context(server))
     return found
