@@ -27,7 +27,7 @@ def tell_large(run: Run) -> str:
         "| | ready | over the wire | the orchestrator reads | its memory |",
         "|---|---|---|---|---|",
     ]
-    setup = Setup(model, drops_cache=True)
+    setup = Setup(model, LARGE.layers, drops_cache=True)
     costs: dict[str, list[Cost]] = {side.name: [] for side in run.sides}
     for _ in range(run.rounds):
         for side in run.sides:

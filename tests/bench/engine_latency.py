@@ -30,7 +30,7 @@ def tell_latency(run: Run) -> str:
     for _ in range(run.rounds):
         for nodes in NODES:
             for rtt_ms in round_trips_ms:
-                setup = Setup(model, workers=nodes - 1, way=Way(rtt_ms / 2e3))
+                setup = Setup(model, LIKE_SEED.layers, nodes - 1, Way(rtt_ms / 2e3))
                 for side in run.sides:
                     speed = _speed(side, setup)
                     found.setdefault((nodes, rtt_ms, side.name), []).append(speed)

@@ -22,6 +22,7 @@ import psutil
 
 from meshnode.engine.cache import Engine
 from tests.bench.delay_line import Line, Link, delay_line
+from tests.bench.engine_model import SMALL
 from tests.bench.link_shaper import Way
 from tests.engine.page_cache import drop
 from tests.engine.processes import Running, llama_server, rpc_server
@@ -48,6 +49,7 @@ class Setup:
     """What a row wants. `way`: of every link in each direction; None: no delay line at all."""
 
     model: Path
+    layers: int = SMALL.layers
     workers: int = 1
     way: Way | None = NO_DELAY
     slots: int = 1
@@ -188,12 +190,20 @@ def _ring_file(folder: Path, addresses: list[str]) -> Path:
     return path
 
 
+def even_counts(layers: int, workers: int) -> list[int]:
+    """Of layers for each worker; the output counts as one more of the last one's."""
+    counts = [layers // workers + (number < layers % workers) for number in range(workers)]
+    counts[-1] += 1
+    return counts
+
+
 def _arguments(side: Side, setup: Setup, addresses: list[str]) -> list[str]:
     """All layers and the output on the workers, evenly; the warm-up as users have it."""
     devices = [f"RPC{number}" for number in range(len(addresses))]
+    counts = even_counts(setup.layers, setup.workers)
     return [
-        *("--rpc", ",".join(addresses), "--device", ",".join(devices), "-ngl", "99"),
-        *("--tensor-split", ",".join("1" * len(addresses)), "--warmup"),
+        *("--rpc", ",".join(addresses), "--device", ",".join(devices)),
+        *("-ngl", str(sum(counts)), "--tensor-split", ",".join(map(str, counts)), "--warmup"),
         *("-c", str(setup.ctx_tokens), "-np", str(setup.slots), "--offline"),
         *setup.extra,
         *(setup.mesh_extra if side.is_mesh else ()),
