@@ -169,7 +169,7 @@ class _Planner:
         lenders = list(self._lenders)
         while lenders:
             too_many = always and len(lenders) >= self._n_layers
-            if not too_many and len(self._places(lenders)) <= MAX_DEVICES:
+            if not too_many and self._n_devices(lenders) <= MAX_DEVICES:
                 # A small orchestrator may hold no layer; a lender that holds none is pointless.
                 for owed in ((self._local, *lenders), lenders) if always else ((),):
                     portions = self._over(self._places(lenders, owed))
@@ -179,6 +179,10 @@ class _Planner:
                     break
             lenders.remove(min(lenders, key=_usable_bytes))
         raise self._too_small((self._local, *self._lenders))
+
+    def _n_devices(self, lenders: Sequence[PlanNode]) -> int:
+        """What `--device` would name: the local CPU needs no name."""
+        return sum(map(len, map(_lender_places, lenders))) + len(self._gpus)
 
     def _over(self, places: Sequence[Place]) -> list[Portion] | None:
         if self._gpus:

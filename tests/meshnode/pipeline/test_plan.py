@@ -224,6 +224,17 @@ def test_never_runs_alone_or_not_at_all() -> None:
         plan(local(400 * MIB), lender("a", 16 * GIB), split=Split.NEVER)
 
 
+@pytest.mark.parametrize("count", sorted({min(20, MAX_DEVICES), MAX_DEVICES}))
+def test_a_crowd_of_workers_gets_a_layer_each(count: int) -> None:
+    tall = replace(MODEL, layer_bytes=(100 * MIB,) * 80, kv_bytes_per_token_per_layer=(1024,) * 80)
+    crowd = [lender(f"n{n:02}", 4 * GIB) for n in range(count)]
+    found = plan(local(4 * GIB), *crowd, model=tall, split=Split.ALWAYS)
+    assert found.rpc_nodes == tuple(node.name for node in crowd)
+    assert found.device_order == tuple(f"RPC{n}" for n in range(count))
+    assert min(found.tensor_split) >= 1
+    assert sum(share.n_layers for share in found.shares) == 80
+
+
 def test_no_more_devices_than_llama_cpp_takes() -> None:
     many = [lender(f"n{n:02}", (100 + n) * GIB) for n in range(MAX_DEVICES + 3)]
     found = plan(local(60 * MIB), *many, model=replace(MODEL, layer_bytes=(20 * GIB,) * 8))
@@ -348,13 +359,13 @@ def test_a_layout_that_does_not_fit_is_refused_with_the_missing_bytes() -> None:
 
 
 def test_too_many_devices_by_hand_are_refused() -> None:
-    many = lender("a", *[GIB] * 16)
+    many = lender("a", *[GIB] * (MAX_DEVICES + 1))
     big = replace(
         MODEL,
-        layer_bytes=(900 * MIB,) * 20,
-        kv_bytes_per_token_per_layer=(1024,) * 20,
+        layer_bytes=(900 * MIB,) * (MAX_DEVICES + 5),
+        kv_bytes_per_token_per_layer=(1024,) * (MAX_DEVICES + 5),
     )
-    with pytest.raises(UsageError, match="15 devices at most"):
+    with pytest.raises(UsageError, match=f"{MAX_DEVICES} devices at most"):
         plan(
             local(16 * GIB),
             many,
