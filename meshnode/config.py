@@ -112,6 +112,7 @@ class ServeConfig:
     bare_rpc: tuple[Address, ...] = ()
     engine_options: tuple[str, ...] = ()
     threads: int | None = None
+    wire_type: WireType = WireType.EXACT
     speculate: str = "off"  # auto, ngram, off, or a draft model's file or name
 
 

@@ -36,6 +36,7 @@ from meshnode.config import (
     SandboxMode,
     ServeConfig,
     Split,
+    WireType,
     parse_address,
     parse_duration,
     parse_servers,
@@ -145,6 +146,13 @@ def worker(invocation: Invocation, /, **options: Any) -> None:
     metavar="auto|ngram|FILE|off",
     help="Guess ahead, for several tokens a trip: by repetition, or with a draft model.",
 )
+@click.option(
+    "--wire-dtype",
+    type=click.Choice([one.value for one in WireType]),
+    default=WireType.EXACT.value,
+    show_default=True,
+    help="What crosses between machines: exact numbers, halves or a quarter of them.",
+)
 @click.option("--lend", is_flag=True, help="Be a worker for others too.")
 @_node_options
 @click.pass_obj
@@ -170,6 +178,7 @@ def serve(invocation: Invocation, /, **options: Any) -> None:
         engine_options=invocation.engine_options,
         threads=options["threads"],
         speculate=options["speculate"],
+        wire_type=WireType(options["wire_dtype"]),
     )
     lend = _lend_config(options) if options["lend"] else None
     _run(Launch(node_config, lend, serve_config), options["log_format"])

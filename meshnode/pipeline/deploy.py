@@ -162,6 +162,7 @@ class Orchestrator:
             threads=self._config.threads,
             engine_options=self._guests.options(plan, speculation, device),
             speculation=speculation,
+            wire_type=self._config.wire_type,
         )
 
     async def _survey(self, bare_rpc: Sequence[Address]) -> tuple[Lender, ...]:

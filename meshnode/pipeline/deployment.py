@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import trio
 
-from meshnode.config import human_bytes
+from meshnode.config import WireType, human_bytes
 from meshnode.crash_points import reached
 from meshnode.engine.cache import Engine
 from meshnode.engine.errors import EngineFailed, WeightsUnread
@@ -62,6 +62,7 @@ class Placement:
     threads: int | None
     engine_options: tuple[str, ...]
     speculation: Speculation = NO_SPECULATION
+    wire_type: WireType = WireType.EXACT
 
 
 @dataclass(frozen=True)
@@ -278,6 +279,7 @@ class Deployment:
             report=self._file("report") if endpoints else None,
             output_device=plan.output.device,
             ring=ring,
+            wire_type=placement.wire_type,
             extra=placement.engine_options,
         )
 

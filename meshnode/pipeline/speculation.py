@@ -84,11 +84,6 @@ def check_speculation(text: str, engine_options: Sequence[str]) -> None:
         raise UsageError(
             f"--speculate {text} and {own} after -- both say how to guess ahead: drop one"
         )
-    if text == "ngram" and _given(engine_options, _PROJECTORS):
-        raise UsageError(
-            "--speculate ngram does not go with --mmproj, which this llama-server cannot combine: "
-            "drop one, or name a draft model"
-        )
 
 
 def choose_speculation(text: str, found: Circumstances, draft: ModelFacts | None) -> Speculation:
@@ -121,8 +116,6 @@ def _best(found: Circumstances) -> Speculation:
         return Speculation(Guesser.NOTHING, why)
     if found.slots > 1:
         return Speculation(Guesser.NOTHING, f"{found.slots} requests at once fill the trips")
-    if _given(found.engine_options, _PROJECTORS):
-        return Speculation(Guesser.NOTHING, "--mmproj does not go with n-grams")
     return Speculation(Guesser.NGRAM, "repeated text needs fewer trips over the wire", NGRAM)
 
 

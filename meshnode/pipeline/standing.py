@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 
+from meshnode.config import WireType
 from meshnode.events import Emit, Event, Kind
 from meshnode.gateway.view import Health, Loss, Stage, Upstream, WorkerProgress
 from meshnode.pipeline.deployment import Deployed, Placement
@@ -102,6 +103,7 @@ class Standing:
                 "workers": [asdict(worker) for worker in health.workers],
             },
             "layers": [_share_status(share) for share in shares],
+            "wire_dtype": self._placement and self._placement.wire_type.value,
             "speculation": self._placement and _speculation_status(self._placement.speculation),
             "load": [
                 {
@@ -142,6 +144,9 @@ class Standing:
             work = work_text(share.first_layer, share.last_layer, share.has_output)
             text = f"plan: {share.node} ({share.device}) computes {work}"
             self._emit(Event(Kind.PLAN, text, _share_status(share)))
+        if placement.wire_type is not WireType.EXACT and not placement.plan.alone:
+            text = f"plan: activations cross the wire as {placement.wire_type.value}, not exactly"
+            self._emit(Event(Kind.PLAN, text, {"wire_dtype": placement.wire_type.value}))
         output = placement.plan.output
         if output.why:
             self._emit(Event(Kind.PLAN, f"plan: {output.why}", {"output": output.device}))

@@ -90,7 +90,6 @@ def test_auto_leaves_alone_what_would_lose(house: House) -> None:
     recurrent = replace(house.model, is_recurrent=True)
     assert "state fetched from the workers" in house.choose("auto", model=recurrent).why
     assert "4 requests at once" in house.choose("auto", slots=4).why
-    assert "--mmproj" in house.choose("auto", "--mmproj", "eyes.gguf").why
     assert "embeddings" in house.choose("auto", "--embeddings").why
     for told in ("--spec-type", "-md"):
         assert house.choose("auto", told, "x").why == f"{told} after -- says how"
@@ -165,8 +164,7 @@ def test_two_words_on_how_to_guess_are_one_too_many(house: House) -> None:
     assert told == (
         "--speculate ngram and --spec-type after -- both say how to guess ahead: drop one"
     )
-    told = refusal(UsageError, house.guests, "ngram", "--mmproj=eyes.gguf")
-    assert "--speculate ngram does not go with --mmproj" in told
+    assert house.choose("ngram", "--mmproj=eyes.gguf").guesser is Guesser.NGRAM
 
 
 def test_what_is_named_after_the_dashes_stays_on_this_machine_too(house: House) -> None:

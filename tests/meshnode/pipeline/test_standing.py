@@ -11,10 +11,12 @@ from typing import Any, cast
 import trio
 import trio.testing
 
+from meshnode.config import WireType
 from meshnode.engine.load_report import ServerLoad
 from meshnode.events import Event, Kind
 from meshnode.gateway.view import Stage, WorkerProgress
 from meshnode.pipeline.deployment import Deployed, Placement
+from meshnode.pipeline.output import OutputChoice
 from meshnode.pipeline.plan import Plan, PlanNode, Share
 from meshnode.pipeline.speculation import Guesser, Speculation
 from meshnode.pipeline.standing import Standing
@@ -47,6 +49,23 @@ def test_what_guesses_ahead_is_told_with_the_plan_and_can_be_asked_for() -> None
     told = {"guesser": "ngram", "why": guesses.why}
     assert events[-1].data == told
     assert one.deployment_status()["speculation"] == told
+
+
+def test_numbers_that_cross_the_wire_inexactly_are_told() -> None:
+    one, events = standing()
+    one.planned(replace(placement(), wire_type=WireType.Q8))
+    assert events[-1].text == "plan: activations cross the wire as q8, not exactly"
+    assert one.deployment_status()["wire_dtype"] == "q8"
+    alone = replace(placement().plan, alone=True)
+    one.planned(replace(placement(), plan=alone, wire_type=WireType.Q8))
+    assert "wire" not in events[-1].text
+
+
+def test_where_the_output_computes_is_told_with_its_reason() -> None:
+    one, events = standing()
+    output = OutputChoice("CPU", "the output stays here, as told")
+    one.planned(replace(placement(), plan=replace(placement().plan, output=output)))
+    assert events[-1].text == "plan: the output stays here, as told"
 
 
 def deployed() -> Deployed:
