@@ -9,7 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import require
+from tests.engine.compiling import NotBuilt
+from tests.engine.fuzz.build import build
 from tests.engine.synthetic import make_model
+
+
+@pytest.fixture(scope="session", params=["shipped", "sanitized"])
+def server_bin(request: pytest.FixtureRequest, engine_bin: Path) -> Path:
+    """The folder of a server to attack: the one that ships, and the sanitizers' where clang is."""
+    if request.param == "shipped":
+        return engine_bin
+    try:
+        return build().folder
+    except NotBuilt as error:
+        require("fuzzer", False, str(error))
+        raise AssertionError from error
 
 
 @pytest.fixture

@@ -66,6 +66,16 @@ def graph(tensors: list[Tensor], nodes: list[int], *, device: int = 0) -> bytes:
     )
 
 
+def changes(*ranges: tuple[int, bytes]) -> bytes:
+    """What INPUT has in CODING_CHANGES: where each is and how long, zeros, the bytes of all."""
+    pairs = b"".join(struct.pack("<II", at, len(new)) for at, new in ranges)
+    return pairs + bytes(8) + b"".join(new for _, new in ranges)
+
+
+def repeats(*runs: tuple[int, int]) -> bytes:
+    return b"".join(struct.pack("<II", count, word) for count, word in runs)
+
+
 @dataclass
 class Memory:
     """A buffer of a connection, cut into tensors."""
@@ -92,3 +102,21 @@ class Memory:
     def read(self, at: int, size: int) -> bytes | None:
         whole = Tensor(9, self.handle, self.base, (self.size // 4, 1, 1, 1)).pack()
         return self.client.ask(8, whole + struct.pack("<QQ", at, size))
+
+
+@dataclass
+class NamedMemory(Memory):
+    """A buffer that the client names, at an address of its choice; tensors told once by number."""
+
+    handle: int = field(init=False, default=7)
+    base: int = field(init=False, default=1 << 40)
+    told: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.client.alloc(self.handle, self.base, self.size)
+
+    def tell(self, at: int, ne: tuple[int, ...] = (8, 4), *, type: int = F32) -> int:
+        """The number of a tensor that the server knows from now on."""
+        self.told += 1
+        self.client.describe(self.told, self.tensor(self.told, at, ne, type=type).pack())
+        return self.told

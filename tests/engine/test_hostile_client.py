@@ -9,18 +9,15 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import require
 from tests.engine import hostile_messages as m
-from tests.engine.compiling import NotBuilt
-from tests.engine.fuzz.build import build
-from tests.engine.hostile_messages import Memory, Tensor, graph
+from tests.engine.hostile_messages import Memory, NamedMemory, Tensor, graph
 from tests.engine.processes import Running, alone, greedy_tokens, llama_server, rpc_server
+from tests.engine.refusals import LIMIT, computes, refused
 from tests.engine.rpc_client import (
     ALLOC_BUFFER,
     BUFFER_GET_BASE,
@@ -32,49 +29,12 @@ from tests.engine.rpc_client import (
 
 pytestmark = pytest.mark.engine
 
-MIB = 1 << 20
-LIMIT = 256 * MIB
-
-
-@pytest.fixture(scope="session", params=["shipped", "sanitized"])
-def server_bin(request: pytest.FixtureRequest, engine_bin: Path) -> Path:
-    """The folder of a server to attack."""
-    if request.param == "shipped":
-        return engine_bin
-    try:
-        return build().folder
-    except NotBuilt as error:
-        require("fuzzer", False, str(error))
-        raise AssertionError from error
-
 
 @pytest.fixture
 def worker(server_bin: Path, folder: Path) -> Iterator[Running]:
     options = ["--memory-limit", str(LIMIT)]
     with rpc_server(server_bin, folder, *options) as running:
         yield running
-
-
-def computes(client: RpcClient) -> bool:
-    """Whether an honest sum comes out right: the server is there and remembers nothing wrong."""
-    memory = Memory(client)
-    memory.write(0, struct.pack("<8f", *range(8)))
-    a, b = memory.tensor(1, 0, (4,)), memory.tensor(2, 16, (4,))
-    result = replace(memory.tensor(3, 64, (4,), op=m.ADD), src=(1, 2))
-    client.send(m.RPC_GRAPH_COMPUTE, graph([a, b, result], [3]))
-    return memory.read(64, 16) == struct.pack("<4f", 4, 6, 8, 10)
-
-
-@contextmanager
-def refused(worker: Running, reason: str = "") -> Iterator[RpcClient]:
-    """What is sent inside ends that connection, and only that."""
-    with RpcClient(worker.address) as client:
-        yield client
-        assert client.reply() is None
-    with RpcClient(worker.address) as client:
-        assert computes(client)
-    assert worker.alive
-    assert reason in worker.log
 
 
 GraphOf = Callable[[Memory], tuple[list[Tensor], list[int]]]
@@ -227,10 +187,15 @@ GRAPHS: dict[str, GraphOf] = {
 }
 
 
+@pytest.mark.parametrize("named", [False, True], ids=["upstream's", "named"])
 @pytest.mark.parametrize("attempt", GRAPHS)
-def test_a_graph_that_cannot_be_is_refused(worker: Running, attempt: str) -> None:
+def test_a_graph_that_cannot_be_is_refused(worker: Running, attempt: str, named: bool) -> None:
     with refused(worker) as client:
-        client.send(m.RPC_GRAPH_COMPUTE, graph(*GRAPHS[attempt](Memory(client))))
+        payload = graph(*GRAPHS[attempt](NamedMemory(client) if named else Memory(client)))
+        if named:
+            client.graph(3, payload)
+        else:
+            client.send(m.RPC_GRAPH_COMPUTE, payload)
     # ours, and two that upstream has
     assert re.search("refused|invalid data ptr|failed to create", worker.log)
 
@@ -283,7 +248,7 @@ def test_a_length_is_refused_before_memory_is_taken_for_it(
         assert peak_kb < 512 * 1024
 
 
-@pytest.mark.parametrize("command", [18, 19, 20, 64, 127, 133, 200, 255])
+@pytest.mark.parametrize("command", [18, 19, 20, 64, 127, 142, 200, 255])
 def test_an_unknown_command_is_refused(worker: Running, command: int) -> None:
     with refused(worker) as client:
         client.send(command, bytes(8))

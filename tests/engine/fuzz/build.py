@@ -28,7 +28,7 @@ from tests.engine.compiling import (
 
 SOURCES = Path(__file__).parent
 INPUTS = {".cpp", ".h", ".ignore"}
-UNITS = ("rpc_fuzzer", "mutator", "one_node")
+UNITS = ("rpc_fuzzer", "mutator", "one_node", "named")
 SANITIZERS = (
     "-fsanitize=address,undefined",
     # kernels load vectors from where a block begins, call through a table of one C type, and round

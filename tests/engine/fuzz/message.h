@@ -22,7 +22,9 @@ enum Command : uint8_t { // by ggml-rpc.cpp and the patches' README.md
     ALLOC_BUFFER, GET_ALIGNMENT, GET_MAX_SIZE, BUFFER_GET_BASE, FREE_BUFFER, BUFFER_CLEAR, SET_TENSOR, SET_TENSOR_HASH,
     GET_TENSOR, COPY_TENSOR, GRAPH_COMPUTE, GET_DEVICE_MEMORY, INIT_TENSOR, GET_ALLOC_SIZE, HELLO, DEVICE_COUNT,
     GRAPH_RECOMPUTE, MEMSET_TENSOR, COMMANDS,
-    MESH_HELLO = 128, GGUF_INDEX, SET_TENSOR_GGUF, LOAD_COMMIT, LOAD_STATUS,
+    MESH_HELLO = 128, GGUF_INDEX, SET_TENSOR_GGUF, LOAD_COMMIT, LOAD_STATUS, ALLOC, CONFIRM, TENSOR, INPUT, GET, GRAPH,
+    GRAPH_AGAIN, PUSH, TAKE, MESH_COMMANDS,
+    PUSHED = 254, // of an input only: what comes over a connection of its own from the server before this one
 };
 
 #pragma pack(push, 1)
@@ -87,9 +89,14 @@ inline std::vector<size_t> tensors_of(const Message & message) {
         case SET_TENSOR_GGUF:
             add(4 + ROOT_BYTES + 32);
             break;
-        case GRAPH_COMPUTE: {
-            const uint64_t first = 12 + 8ull * number_at(message.payload, 4);
-            const uint64_t count = first >= 4 ? number_at(message.payload, first - 4) : 0;
+        case TENSOR:
+            add(4);
+            break;
+        case GRAPH_COMPUTE:
+        case GRAPH: {
+            const size_t   head  = message.command == GRAPH ? 8 : 0; // device, slot
+            const uint64_t first = head + 12 + 8ull * number_at(message.payload, head + 4);
+            const uint64_t count = number_at(message.payload, first - 4);
             for (uint64_t i = 0; i < count && first + (i + 1) * sizeof(Tensor) <= message.payload.size(); i++) {
                 add(first + i * sizeof(Tensor));
             }
@@ -159,6 +166,9 @@ inline void resolve(Message & message, const std::vector<Buffer> & buffers, cons
     }
     if (message.command == BUFFER_GET_BASE || message.command == FREE_BUFFER || message.command == BUFFER_CLEAR) {
         resolve_at(message.payload, 0, buffers);
+    }
+    if (message.command == ALLOC) { // a name that is the server's own for another
+        resolve_at(message.payload, 4, buffers);
     }
     if (message.command == GGUF_INDEX || message.command == SET_TENSOR_GGUF) {
         resolve_root(message.payload, message.command == GGUF_INDEX ? 0 : 4, root);

@@ -3,6 +3,7 @@
 // mutations are one of them.
 
 #include "message.h"
+#include "named.h"
 #include "one_node.h"
 
 #include <algorithm>
@@ -84,7 +85,7 @@ static void mutate_message(Message & message) {
             message.announced = message.payload.size();
             break;
         case 2:
-            message.command = below(2) ? below(COMMANDS + 2) : below(256);
+            message.command = below(3) == 0 ? below(256) : below(2) ? below(COMMANDS + 2) : MESH_HELLO + below(MESH_COMMANDS - MESH_HELLO);
             break;
         default: {
             std::vector<uint8_t> grown = message.payload;
@@ -133,13 +134,16 @@ static void mutate_session(Session & session) {
             std::swap(session[at], session[below(session.size())]);
             break;
         case 3:
-            session.insert(session.begin() + at + (at == 0), small_message());
+            session.insert(session.begin() + at + (at == 0), below(2) ? small_message() : small_named_message(rng()));
             break;
         case 4:
         case 5:
         case 6: { // after the HELLO, a whole client of one operation
             session.resize(1);
-            const auto client = one_node_client(rng());
+            auto client = one_node_client(rng());
+            if (below(2)) {
+                client = named(client, rng());
+            }
             session.insert(session.end(), client.begin(), client.end());
             for (uint32_t n = below(3); n > 0; n--) {
                 mutate_message(session[1 + below(session.size() - 1)]);

@@ -2,6 +2,21 @@
 // input is what a client sends, from the HELLO on. See message.h for how an input names what only
 // a running server knows: handles, addresses, the root of its file.
 
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "mesh-coding.h"
+#include "transport.h"
+#define private public // what its threads do is done here between messages
+#include "mesh-push.h"
+#undef private
+
 #include "ggml-rpc.cpp" // the whole server, with what is static in it
 
 #include "ggml-cpu.h"
@@ -15,6 +30,7 @@ using fuzz::Message;
 static_assert(sizeof(fuzz::Tensor) == sizeof(rpc_tensor), "message.h has the protocol's tensor");
 
 static const size_t MEMORY_LIMIT_BYTES = 4 << 20;
+static const size_t PUSHED_LIMIT_BYTES = 16 << 20; // less than what a queue waits at
 
 static std::vector<ggml_backend_t> backends;
 static std::array<uint8_t, 32> file_root;
@@ -51,13 +67,38 @@ struct socket_t::impl {
 private:
     bool next() {
         Message message;
-        if (!fuzz::take_message(input, position, message)) {
-            return false;
-        }
+        do {
+            if (!fuzz::take_message(input, position, message)) {
+                return false;
+            }
+            move_pushed(message);
+        } while (message.command == fuzz::PUSHED);
         fuzz::resolve(message, buffers, file_root.data());
         current = fuzz::bytes_of(message);
         at = 0;
         return true;
+    }
+
+    // The ring is this server alone: what it pushed comes back, beside what an input has pushed to it.
+    static void move_pushed(const Message & message) {
+        mesh_taker & taker = mesh_server_taker();
+        mesh_pushed pushed;
+        while (mesh_server_pusher().queue.take(pushed, 0)) {
+            make_room(taker, pushed.data.size());
+            taker.queue.add(std::move(pushed));
+        }
+        if (message.command == fuzz::PUSHED) {
+            make_room(taker, message.payload.size());
+            auto joint = std::make_unique<impl>(nullptr, 0);
+            joint->current = message.payload;
+            taker.serve(socket_ptr(new socket_t(std::move(joint))));
+        }
+    }
+
+    static void make_room(mesh_taker & taker, size_t size) {
+        if (taker.queue.queued_bytes + size > PUSHED_LIMIT_BYTES) {
+            taker.queue.clear();
+        }
     }
 
     std::vector<uint8_t> input;
@@ -75,6 +116,8 @@ bool socket_t::send_frame(const void *, size_t, const void * payload, size_t siz
 bool socket_t::flush() { return true; }
 void socket_t::get_caps(uint8_t * caps) { memset(caps, 0, RPC_CONN_CAPS_SIZE); }
 void socket_t::update_caps(const uint8_t *) {}
+long long socket_t::send_some(const void * data, size_t size, bool) { pimpl->sent(data, size); return size; }
+bool socket_t::readable() { return true; }
 socket_ptr socket_t::accept() { return nullptr; }
 socket_ptr socket_t::create_server(const char *, int) { return nullptr; }
 socket_ptr socket_t::adopt_unix(int, const std::string &) { return nullptr; }
@@ -118,6 +161,8 @@ extern "C" int LLVMFuzzerInitialize(int *, char ***) {
     backends = { ggml_backend_cpu_init() };
     ggml_backend_cpu_set_n_threads(backends[0], 1);
     mesh_server_memory().set_limit(MEMORY_LIMIT_BYTES);
+    mesh_server_pusher().listening = true; // and somebody reads; the taker has only what is there
+    mesh_server_pusher().reader.set(true);
     offer_a_file();
     return 0;
 }
@@ -129,6 +174,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
         rpc_serve_client(backends, nullptr, socket_t::connect("", 0));
     } catch (const std::exception &) { // as the server does
     }
+    mesh_server_taker().queue.clear();
     GGML_ASSERT(mesh_server_memory().left() == MEMORY_LIMIT_BYTES && "a connection's memory outlives it");
     return 0;
 }
