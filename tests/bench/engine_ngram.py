@@ -1,7 +1,7 @@
-"""What n-gram speculation costs where nothing repeats, and gains where all does.
+"""What n-gram speculation costs where nothing repeats, and gains where something does.
 
-The model is noise: sampled, it never repeats itself; greedy, it soon turns in a circle. Both ends
-are measured; what lies between depends on the text, of which docs/benchmarks.md says more.
+The model is noise: sampled, it never repeats itself; greedy, it does now and then. What a text
+gains depends on the text, of which docs/benchmarks.md says more.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _rows(run: Run, side: Side, rtt_ms: int) -> list[str]:
     way = Way(rtt_ms / 2e3)
     off = Setup(written_model(SMALL, run.models), workers=WORKERS, way=way, ctx_tokens=4096)
     rows = []
-    texts = (("nothing repeats", SAMPLED), ("all repeats", GREEDY))
+    texts = (("nothing repeats", SAMPLED), ("repeats itself now and then", GREEDY))
     paces: dict[tuple[float, bool], list[Pace]] = {}
     for number in range(run.rounds):
         for is_on in (False, True) if number % 2 else (True, False):
