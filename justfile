@@ -115,6 +115,10 @@ fuzz-engine *args:
 engine-ops *args: build
     @nice -n 10 python -m tests.engine.ops.run "$@"
 
+# the engine's tests under ASan with UBSan, and TSan: ./just engine-sanitize [--only thread] [--write]
+engine-sanitize *args: build (build "--stock")
+    @nice -n 10 python -m tests.engine.sanitizers.run "$@"
+
 # style, types, layers, patches
 check:
     ruff check
