@@ -112,7 +112,7 @@ class LeaseDesk:
         self._emit = emit
         self.sandbox = sandbox
         self.pushing = Pushing(reach)
-        self._pushes: bool | None = None  # whether the engine knows the ring, once asked
+        self._knows_ring = can_push(engine)
         self._leases: dict[str, Lease] = {}
         self._server_pids: set[int] = set()
         self._unheard: Counter[PeerId] = Counter()
@@ -187,7 +187,6 @@ class LeaseDesk:
         try:
             request = await self._hear_request(stream.peer, messages)
             if request.get("op") == "facts":
-                await self._knows_ring()  # the lease that follows need not wait for it
                 with trio.fail_after(REQUEST_TIMEOUT_S):
                     await self._inventory.refresh()
                     await messages.send(self.facts().to_message())
@@ -286,11 +285,6 @@ class LeaseDesk:
         self._leases[lease_id] = lease
         return lease
 
-    async def _knows_ring(self) -> bool:
-        if self._pushes is None:
-            self._pushes = await can_push(self._engine)
-        return self._pushes
-
     async def _match(self, messages: MessageStream, lease: Lease) -> LocalMatch:
         """The model's tensors as our files have them; a first digest is told as it goes."""
         async with self._reading.of(lease.owner):
@@ -320,7 +314,7 @@ class LeaseDesk:
         manifest = folder / "manifest"
         pushes = PushSockets(*(folder / name for name in PUSH_SOCKETS))
         try:
-            sockets = pushes if await self._knows_ring() else None
+            sockets = pushes if self._knows_ring else None
             write_durably(manifest, match.engine_manifest.encode(errors="surrogateescape"))
             reached("lease.manifest")
             async with open_rpc_server(

@@ -30,7 +30,7 @@ ALL_REMOTE = ("--layers", "one=0:3,two=4:output")
 
 @pytest.fixture(scope="module", autouse=True)
 def _ring(engine_bin: Path) -> None:
-    knows = trio.run(can_push, load_engine(engine_bin))
+    knows = can_push(load_engine(engine_bin))
     require("ring", knows, "the engine's rpc-server has no --push-listen")
 
 

@@ -35,7 +35,7 @@ SOON_S = 10.0
 
 @pytest.fixture(scope="module", autouse=True)
 def _ring(engine_bin: Path) -> None:
-    knows = trio.run(can_push, load_engine(engine_bin))
+    knows = can_push(load_engine(engine_bin))
     require("ring", knows, "the engine's rpc-server has no --push-listen")
 
 
