@@ -170,6 +170,7 @@ BAD_CODINGS: dict[str, SendTo] = {
     "Q8_0 of integers": _of_integers(Q8, bytes(34 * 4)),
     "half precision of half a number": _input(F16, bytes(63), size=126),
     "half precision of another length": _input(F16, bytes(62)),
+    "half precision of nothing": _input(F16, b"", size=0),
     "Q8_0 of half a block": _input(Q8, bytes(17), size=64),
     "Q8_0 of another length": _input(Q8, bytes(34 * 3)),
     "more bytes than the tensor has": _input(EXACT, bytes(132), size=132),
