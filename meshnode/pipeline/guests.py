@@ -28,6 +28,8 @@ _BY_RULE = frozenset(("auto", "ngram", "off"))
 _NO_PROMPT_CACHE = ("--cache-ram", "0")
 """A prompt that another replaces is kept otherwise: its whole KV cache is fetched from the workers,
 17 MB for 512 tokens of a small model, before the next may begin."""
+_PIECES = ("--ubatch-size", "128")
+"""Of a prompt: while the second worker computes one, the first has the next (docs/benchmarks.md)."""
 _EMBEDDING_OPTIONS = frozenset(("--embedding", "--embeddings", "--reranking", "--rerank"))
 
 
@@ -84,7 +86,8 @@ class Guests:
         """llama-server's options for all of it, the user's own last."""
         own = self._config.engine_options
         kept = () if plan.alone else (*_NO_PROMPT_CACHE, *local_options(own, device))
-        return (*speculation.options, *kept, *own)
+        pieces = _PIECES if len(plan.rpc_nodes) > 1 and not embeds(own) else ()
+        return (*speculation.options, *kept, *pieces, *own)
 
     def _needed_bytes(self, ctx_tokens: int, slots: int) -> int:
         projector_bytes = _projector_bytes(self._config.engine_options)

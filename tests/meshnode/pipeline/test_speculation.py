@@ -186,6 +186,17 @@ def test_replaced_prompts_are_not_fetched_from_the_workers_to_be_kept(house: Hou
     assert house.guests("off", *wanted).options(SPREAD, nothing, "none")[-2:] == wanted
 
 
+def test_prompts_go_in_pieces_where_two_workers_can_each_have_one(house: House) -> None:
+    nothing = house.choose("off")
+    both = replace(SPREAD, rpc_nodes=("tower", "attic"))
+    pieces = ("--ubatch-size", "128")
+    assert house.guests("off").options(both, nothing, "none")[-2:] == pieces
+    own = ("-ub", "512")
+    assert house.guests("off", *own).options(both, nothing, "none")[-4:] == (*pieces, *own)
+    vectors = house.guests("off", "--embeddings").options(both, nothing, "none")
+    assert not set(pieces) & set(vectors)  # a prompt of an encoder is one piece
+
+
 def test_a_projectors_memory_is_set_aside(house: House) -> None:
     own = ("--mmproj", str(house.folder / "small.gguf"))
     left = house.guests("off", *own).make_room(LOCAL, 1024, 1).devices[0].usable_bytes
