@@ -29,7 +29,7 @@ _NO_PROMPT_CACHE = ("--cache-ram", "0")
 """A prompt that another replaces is kept otherwise: its whole KV cache is fetched from the workers,
 17 MB for 512 tokens of a small model, before the next may begin."""
 _PIECES = ("--ubatch-size", "128")
-"""Of a prompt: while the second worker computes one, the first has the next (docs/benchmarks.md)."""
+"""Of a prompt: while the second worker computes one, the first has the next."""
 _EMBEDDING_OPTIONS = frozenset(("--embedding", "--embeddings", "--reranking", "--rerank"))
 
 
