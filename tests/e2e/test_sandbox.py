@@ -152,7 +152,8 @@ async def test_another_user_of_the_machine_reaches_nothing(
             there = await trio.to_thread.run_sync(places, open_world, [worker, node])
             names = {path.name for path in there.sockets}
             assert {"node.sock", "rpc.sock"} <= names
-            assert len(there.sockets) == 5, "and a llama-server, and the way to the worker"
+            assert {"in.sock", "out.sock"} <= names, "for what neighbours in a ring push"
+            assert len(there.sockets) == 7, "and a llama-server, and the way to the worker"
             assert {"node.key", "rpc-server.log"} <= {path.name for path in there.files}
             await trio.to_thread.run_sync(check_closed, probe, there)
             assert await greedy_tokens(url), "and its owner still uses it"
