@@ -80,6 +80,8 @@ class LoadReport:
 
 
 def _parse(line: bytes) -> LoadProgress | ServerProgress | ServerLoad | None:
+    if not line.startswith(b"{"):
+        return None  # at once: an exception for each of many empty lines takes long
     try:
         event = json.loads(line)
         match event["event"]:

@@ -173,7 +173,8 @@ def check_closed(probe: Path, there: Places) -> None:
         theirs = attempt(probe, action, target, user=NOBODY)
         assert theirs.error in ("EACCES", "EPERM"), (action, target, theirs)
         if action != "ptrace":  # which would stop a process for a moment
-            assert attempt(probe, action, target).ok, (action, target)
+            ours = attempt(probe, action, target)
+            assert ours.ok, (action, target, ours)
     for process in there.processes:
         # What all users see: a process's arguments, and the ports it listens on.
         assert PREFIX not in " ".join(process.cmdline())

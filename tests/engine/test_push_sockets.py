@@ -162,6 +162,16 @@ def test_who_fetches_and_talks_is_not_heard(server: Server) -> None:
         assert carrier.recv(64) == PREFACE
 
 
+def test_who_comes_to_fetch_and_leaves_at_once_ends_nothing(server: Server) -> None:
+    for _ in range(5):  # the first greeting may go out before the connection is closed
+        with socket.socket(socket.AF_UNIX) as carrier:
+            carrier.setblocking(False)
+            with suppress(BlockingIOError):
+                carrier.connect(str(server.outward))
+    assert server.serves()
+    assert server.running.alive
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="landlock and seccomp: Linux")
 async def test_in_the_sandbox_both_ends_are_there(engine_bin: Path, folder: Path) -> None:
     sandbox = prepare_sandbox(SandboxMode.AUTO)

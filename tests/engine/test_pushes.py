@@ -159,13 +159,13 @@ def test_a_pusher_that_sends_garbage_is_cut_off_and_the_next_one_is_heard(
 def test_announcing_much_takes_no_memory(worker: Running, folder: Path) -> None:
     with connected(folder / "in") as pusher, RpcClient(worker.address) as client:
         tensor = NamedMemory(client).tell(0)
-        pusher.sendall(PREFACE + record(CLIENT, numbers(6)) + RECORD.pack(CLIENT | 1, 0, 2**30))
+        pusher.sendall(PREFACE + record(CLIENT, numbers(6)) + RECORD.pack(CLIENT | 1, 0, 2**26))
         pusher.sendall(bytes(1 << 16))
         client.take(tensor, CLIENT, BYTES)
         assert client.get(tensor, BYTES) == numbers(6)
         status = Path(f"/proc/{worker.process.pid}/status").read_text()
         if "sanitized" not in str(worker.process.args):
-            assert int(status.split("VmHWM:")[1].split()[0]) < 256 * 1024
+            assert int(status.split("VmHWM:")[1].split()[0]) < 48 * 1024
 
 
 def test_a_pusher_that_is_not_taken_from_fills_no_memory(engine_bin: Path, folder: Path) -> None:
