@@ -23,6 +23,8 @@ setup:
         command -v avahi-daemon >/dev/null 2>&1 || missing="$missing avahi-daemon"
         command -v conntrack >/dev/null 2>&1 || missing="$missing conntrack"
         command -v turnserver >/dev/null 2>&1 || missing="$missing coturn"
+        command -v nginx >/dev/null 2>&1 || missing="$missing nginx-light"
+        command -v curl >/dev/null 2>&1 || missing="$missing curl"
         command -v miniupnpd >/dev/null 2>&1 || missing="$missing miniupnpd-nftables"
         # for the fuzzer of the engine only
         if ! command -v clang++ >/dev/null 2>&1 && ! ls /usr/bin/clang++-* >/dev/null 2>&1; then

@@ -94,9 +94,9 @@ OPEN_TO_MEMBERS = frozenset({"reserve", "paths", "renew", "revocations", "roster
 """Services that keep a mesh together, open to a member of any role."""
 
 SERVICES: dict[Role, frozenset[str]] = {
-    Role.PEER: OPEN_TO_MEMBERS | {"control", "rpc/", "push/", "store", "http"},
-    Role.WORKER: OPEN_TO_MEMBERS | {"push/", "store"},
-    Role.ORCHESTRATOR: OPEN_TO_MEMBERS | {"control", "rpc/", "store", "http"},
+    Role.PEER: OPEN_TO_MEMBERS | {"control", "rpc/", "push/", "store", "pull", "probe", "http"},
+    Role.WORKER: OPEN_TO_MEMBERS | {"push/", "store", "probe"},
+    Role.ORCHESTRATOR: OPEN_TO_MEMBERS | {"control", "rpc/", "store", "pull", "probe", "http"},
     Role.CLIENT: OPEN_TO_MEMBERS | {"http"},
     Role.RELAY: OPEN_TO_MEMBERS,
 }
@@ -104,6 +104,9 @@ SERVICES: dict[Role, frozenset[str]] = {
 
 LENDERS = frozenset({Role.PEER, Role.WORKER})
 """Roles that are asked for leases."""
+
+COMPUTING = LENDERS | {Role.ORCHESTRATOR}
+"""Roles that models are computed with: what is measured for plans is measured between these."""
 
 GRANTABLE: dict[Role, frozenset[Role]] = {
     Role.PEER: frozenset(Role),

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from discovery.grants import Grant, Role
-from discovery.invites import Invite
+from discovery.invites import MAX_USES, Invite
 from discovery.revocations import Revocation, revoke_peer, withdraw_invite
 from discovery.token import Token, encode
+from meshnode.config import MAX_INVITE_LIFETIME_S
 from meshnode.errors import AccessError, UsageError
 from meshnode.joining import Joining
 from meshnode.ledger import Ledger
@@ -53,6 +54,12 @@ class Administration:
         return self._joining.invite(
             self._candidates(), role=role, lifetime_s=lifetime_s, uses=uses, mesh=chosen
         )
+
+    def make_invite(self, request: Request) -> Answer:
+        role, lifetime_s, uses = parse_invite_request(request)
+        mesh = request.get("mesh")
+        token = self.invite(role, lifetime_s, uses, None if mesh is None else str(mesh))
+        return self.invite_answer(token)
 
     def first_invite(self, lifetime_s: int, uses: int) -> Token:
         """The one that a node shows at its start: into our own mesh where no other will do."""
@@ -320,6 +327,20 @@ class Administration:
         return fits[0]
 
 
+def parse_invite_request(request: Request) -> tuple[Role, int, int]:
+    """Role, lifetime in seconds and uses that `mesh invite` asks for. Raises `UsageError`."""
+    try:
+        role = Role(request["role"])
+        lifetime_s, uses = int(request["lifetime_s"]), int(request["uses"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise UsageError("the request for an invite is incomplete") from None
+    if not 1 <= lifetime_s <= MAX_INVITE_LIFETIME_S:
+        raise UsageError("an invite lasts from a second to ten years: give --expires like 7d")
+    if not 1 <= uses <= MAX_USES:
+        raise UsageError(f"an invite has 1 to {MAX_USES} uses: give --uses in that range")
+    return role, lifetime_s, uses
+
+
 def _is_beginning(text: str, peer: PeerId) -> bool:
     return len(text) >= SHORT_LETTERS and str(peer).startswith(text.lower())
 
@@ -332,6 +353,7 @@ def _whole_id(text: str) -> PeerId | None:
 
 
 OPERATIONS: dict[str, Callable[[Administration, Request], Answer]] = {
+    "invite": Administration.make_invite,
     "invites": Administration.list_invites,
     "revoke": Administration.revoke_invite,
     "members": Administration.list_members,
@@ -339,4 +361,5 @@ OPERATIONS: dict[str, Callable[[Administration, Request], Answer]] = {
     "remove": Administration.remove_member,
     "leave": Administration.leave_mesh,
 }
-"""What can be asked for by its name, also where no node runs."""
+"""What can be asked for by its name; all but `invite`, which tells addresses, also where no node
+runs."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -41,12 +41,35 @@ class Split(Enum):
     NEVER = "never"
 
 
+class Objective(Enum):
+    """What a plan is to be best at."""
+
+    LATENCY = "latency"  # the tokens of one answer follow each other fast
+    THROUGHPUT = "throughput"  # many requests at once are done soon, prompts included
+    MEMORY = "memory"  # every machine gives the same part of what it has
+
+
 class WireType(Enum):
     """What activations cross the wire as."""
 
     EXACT = "f32"  # as they were computed
     F16 = "f16"
     Q8 = "q8"
+
+    @property
+    def number_bytes(self) -> float:
+        return {"f32": 4.0, "f16": 2.0, "q8": 34 / 32}[self.value]
+
+
+class PullSource(Enum):
+    """Where a worker fetches its part of a model from, when an orchestrator asks it to."""
+
+    HUB = "hub"  # Hugging Face and Ollama's registry
+    URL = "url"  # any web server
+    PEERS = "peers"  # other members that have it
+
+
+DEFAULT_PULL_SOURCES = frozenset((PullSource.HUB, PullSource.PEERS))
 
 
 class SandboxMode(Enum):
@@ -87,28 +110,37 @@ class NodeConfig:
     stun: tuple[Server, ...] = ()  # asked, beside members, how this node looks from outside
     turn: TurnServer | None = None  # carries WebRTC links where nothing else gets through
     offline: bool = False  # no packet leaves the networks that this machine is in
+    upload_bytes_per_s: float | None = None  # of models to members, all together; None: no limit
+    measures: bool = True  # how fast its devices and links are, for plans
 
 
 @dataclass(frozen=True)
 class LendConfig:
-    """What a worker lends. `memory_bytes` None: what is free, less a reserve."""
+    """What a worker lends. `memory_bytes` None: what is free, less a reserve. `http`: where it
+    answers for its models, if anywhere; a node that serves has a place for that already."""
 
     memory_bytes: int | None = None
     devices: tuple[str, ...] = ()
     threads: int | None = None
     sandbox: SandboxMode = SandboxMode.AUTO
+    allow_pull: frozenset[PullSource] = DEFAULT_PULL_SOURCES
+    pull_limit_bytes: int | None = None  # of models in the home, once others have it pull
+    http: Address | None = None
 
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """What an orchestrator serves. `model` None: the demo model."""
+    """What an orchestrator serves. `model` None: the demo model. `source`: where the rest of it
+    comes from, as the user wrote it, which may hold a secret."""
 
     model: str | None = None
+    source: str | None = field(default=None, repr=False)
     http: Address = Address("127.0.0.1", DEFAULT_HTTP_PORT)
     ctx_tokens: int | None = None  # None: DEFAULT_CTX_TOKENS
     layers: str | None = None
     tensor_split: str | None = None
     split: Split | None = None
+    objective: Objective | None = None
     bare_rpc: tuple[Address, ...] = ()
     engine_options: tuple[str, ...] = ()
     threads: int | None = None
@@ -123,7 +155,7 @@ def parse_size(text: str) -> int:
         raise UsageError(f"{text!r} is not a size: write it like 12G, 800M or 1.5G")
     size_bytes = int(float(found[1]) * _SIZE_FACTORS[found[2].upper()])
     if size_bytes <= 0:
-        raise UsageError(f"{text!r} is no memory at all: write a size like 12G")
+        raise UsageError(f"{text!r} is nothing at all: write a size like 12G")
     return size_bytes
 
 
@@ -151,6 +183,19 @@ def parse_address(text: str, *, what: str) -> Address:
     if not port_text.isdecimal() or len(port_text) > 9 or int(port_text) > 65535:
         raise UsageError(f"{what} {text!r} has no port from 0 to 65535: write it as HOST:PORT")
     return Address(None if host in ("", "*") else host, int(port_text))
+
+
+def parse_pull_sources(text: str) -> frozenset[PullSource]:
+    """Sources in `hub,url,peers`; nothing for `none`."""
+    names = {name.strip().lower() for name in text.split(",")}
+    if names == {"none"}:
+        return frozenset()
+    if not names <= {source.value for source in PullSource}:
+        kinds = ", ".join(source.value for source in PullSource)
+        raise UsageError(
+            f"--allow-pull {text!r}: name some of {kinds} with commas between; or none"
+        )
+    return frozenset(map(PullSource, names))
 
 
 def parse_transports(text: str, known: Collection[str]) -> tuple[str, ...]:
@@ -187,3 +232,14 @@ def human_bytes(size_bytes: float) -> str:
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1024
     return f"{size_bytes:.1f} TiB"
+
+
+def human_duration(seconds: float) -> str:
+    """In the two largest units that say something. A clock set back makes it nothing."""
+    seconds = max(seconds, 0)
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
+    if days:
+        return f"{days} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min" if minutes else f"{int(seconds)} s"

@@ -127,8 +127,7 @@ class Connections:
         """The session with a member of a mesh that the asker has shown a grant of, too; dialled by
         what we know of it, where there is none. Waits for a straight link: a way through a relay
         is no shorter than one through the asker. Raises `NetworkError`."""
-        members, shared = self._membership.ledger.members, self._membership.shown_by(asker)
-        if not any(members.shown(mesh, peer) for mesh in members.proven(peer) & shared.keys()):
+        if not self._membership.share_mesh(peer, asker):
             raise NetworkError("it is no member of a mesh that both are in")
         await self.dialling.reach(peer)
         session = self._endpoint.session(peer)

@@ -1,7 +1,8 @@
 """node.sock: how other `mesh` commands on the same home reach the running node.
 
 One JSON object a line each way, one request a connection, on a unix socket in the home's private
-runtime folder: whoever may open it is the node's own user.
+runtime folder: whoever may open it is the node's own user. What takes long is answered by lines
+that tell how far it is, and then by the answer; it ends where the asker hangs up.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import trio
@@ -30,12 +33,20 @@ MAX_LINE_BYTES = 1024 * 1024
 REQUEST_TIMEOUT_S = 10.0
 MAX_ASKERS = 32  # at once; all are this node's own user, and some may be a script gone wild
 
+FOLLOW_EVERY_S = 0.5
+ALIVE_EVERY_S = 5.0  # a word of long work that is no further
+SILENCE_S = 60.0  # without one: the node is stopped, or gone
+
 Handler = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
+OnProgress = Callable[[int, int], None]
+"""Bytes done and in all."""
+LongHandler = Callable[[Mapping[str, Any], OnProgress], Awaitable[Mapping[str, Any]]]
 
 
 async def serve_control_socket(
     home: Path,
     handlers: Mapping[str, Handler],
+    long_handlers: Mapping[str, LongHandler] = MappingProxyType({}),
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -64,8 +75,17 @@ async def serve_control_socket(
 
     async def serve_asker(stream: trio.SocketStream) -> None:
         async with stream:
+            line = b""
             with trio.move_on_after(REQUEST_TIMEOUT_S):
-                await _answer(stream, handlers)
+                try:
+                    line = await _read_line(stream)
+                    if _op(line) not in long_handlers:
+                        await stream.send_all(await _answer_line(line, handlers))
+                        return
+                except trio.BrokenResourceError:
+                    return  # whoever asked has left
+            if _op(line) in long_handlers:
+                await _Followed(stream).answer(line, long_handlers)
 
     try:
         await trio.serve_listeners(
@@ -85,12 +105,55 @@ class _Started:
         self._task_status.started()
 
 
-async def _answer(stream: trio.SocketStream, handlers: Mapping[str, Handler]) -> None:
+def _op(line: bytes) -> object:
     try:
-        line = await _read_line(stream)
-        await stream.send_all(await _answer_line(line, handlers))
-    except trio.BrokenResourceError:
-        return  # whoever asked has left
+        op = json.loads(line)["op"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return op if isinstance(op, str) else None
+
+
+class _Followed:
+    """Long work for one asker, for as long as it stays on the line."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._progress = 0, 0
+        self._is_gone = False
+
+    async def answer(self, line: bytes, handlers: Mapping[str, LongHandler]) -> None:
+        def tell(done_bytes: int, total_bytes: int) -> None:
+            self._progress = done_bytes, total_bytes
+
+        async def work(request: Mapping[str, Any]) -> Mapping[str, Any]:
+            return await handlers[request["op"]](request, tell)
+
+        answer = b""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._until_gone, nursery.cancel_scope)
+            nursery.start_soon(self._tell)
+            answer = await _answer_line(line, {str(_op(line)): work})
+            nursery.cancel_scope.cancel()
+        if not self._is_gone:
+            with suppress(trio.BrokenResourceError), trio.move_on_after(REQUEST_TIMEOUT_S):
+                await self._stream.send_all(answer)
+
+    async def _until_gone(self, scope: trio.CancelScope) -> None:
+        with suppress(trio.BrokenResourceError):
+            while await self._stream.receive_some(4096):
+                pass
+        self._is_gone = True
+        scope.cancel()
+
+    async def _tell(self) -> None:
+        told, told_at = (0, 0), trio.current_time()
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await trio.sleep(FOLLOW_EVERY_S)
+                now = trio.current_time()
+                if self._progress != told or now - told_at >= ALIVE_EVERY_S:
+                    told, told_at = self._progress, now
+                    await self._stream.send_all(_encode({"progress": list(told)}))
 
 
 async def _answer_line(line: bytes, handlers: Mapping[str, Handler]) -> bytes:
@@ -154,6 +217,16 @@ def ask_node(home: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """The running node's answer. Raises `NoNode` when none runs on this home, `HomeError` when the
     one that does gives no answer or the home cannot be read, and `NodeRefused` when it answers with
     an error."""
+    return follow_node(home, request, lambda _done, _total: None, REQUEST_TIMEOUT_S)
+
+
+def follow_node(
+    home: Path,
+    request: Mapping[str, Any],
+    on_progress: OnProgress,
+    silence_s: float = SILENCE_S,
+) -> dict[str, Any]:
+    """The same for what takes long. `silence_s`: for how long the node may say nothing."""
     path = _runtime_folder_of(home) / SOCKET_NAME
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(REQUEST_TIMEOUT_S)
@@ -171,13 +244,13 @@ def ask_node(home: Path, request: Mapping[str, Any]) -> dict[str, Any]:
             ) from None
         try:
             connection.sendall(json.dumps(dict(request)).encode() + b"\n")
-            answer = json.loads(connection.makefile("rb").readline())
+            connection.settimeout(silence_s)
+            answer = _last_line(connection, on_progress)
         except TimeoutError:
             raise HomeError(
-                f"the node on {home} did not answer in {REQUEST_TIMEOUT_S:.0f} s: try again, "
-                "or restart it"
+                f"the node on {home} did not answer in {silence_s:.0f} s: try again, or restart it"
             ) from None
-        except (OSError, ValueError, RecursionError):
+        except (OSError, ValueError, TypeError, RecursionError):
             answer = None
     if not isinstance(answer, dict):
         raise HomeError(f"the node on {home} gave no proper answer: try again, or restart it")
@@ -185,3 +258,14 @@ def ask_node(home: Path, request: Mapping[str, Any]) -> dict[str, Any]:
         code = answer.get("exit_code")
         raise NodeRefused(str(answer["error"]), code if isinstance(code, int) else 1)
     return answer
+
+
+def _last_line(connection: socket.socket, on_progress: OnProgress) -> Any:
+    """The answer, after lines that tell how far it is."""
+    with connection.makefile("rb") as lines:
+        while True:
+            answer = json.loads(lines.readline())
+            if not isinstance(answer, dict) or answer.keys() != {"progress"}:
+                return answer
+            done_bytes, total_bytes = answer["progress"]
+            on_progress(done_bytes, total_bytes)

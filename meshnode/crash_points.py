@@ -45,6 +45,14 @@ POINTS = frozenset(
         "load.first",  # the first bytes are loaded
         "load.half",
         "load.loaded",  # the model is loaded and committed, not yet announced
+        # A slice being filled, and made smaller (meshnode/models/store/).
+        "slice.created",  # its header is there, in a folder that is not in its place
+        "slice.written",  # a range was received, not flushed
+        "slice.flushed",  # the journal does not tell of it
+        "slice.journalled",
+        "slice.digested",  # tensors are whole, the document does not tell of them
+        "slice.held",  # it does
+        "slice.dropped",  # it tells of some no more, their bytes are still there
         # The end of a deployment, in order (meshnode/pipeline/deployment.py, lease.py).
         "end.deployment",  # orchestrator: llama-server is gone, the leases are held still
         "end.lease",  # worker: rpc-server is gone, the memory not yet free

@@ -66,6 +66,14 @@ class ModelError(MeshError):
     exit_code = 6
 
 
+class NoSuchModel(ModelError):
+    """Nothing has that name or identity where it was looked for."""
+
+
+class AmbiguousModel(ModelError):
+    """Several models have that name."""
+
+
 class ResourceError(MeshError):
     """The machines have too little of something: memory, disk."""
 
@@ -89,7 +97,9 @@ class OutOfFiles(ResourceError):
 def out_of_files(error: BaseException) -> OutOfFiles | None:
     """The sentence for an error behind which there is a lack of file descriptors, else None."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()  # an error that is raised again on its own way is behind itself
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
             return OutOfFiles(
                 "too many open files: close other programs, or raise the limit (`ulimit -n`) and "

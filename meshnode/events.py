@@ -20,7 +20,7 @@ class Kind(Enum):
     PATH = "path"  # a peer is reached another way; data: link, address, relayed
     LEASE = "lease"  # lent or borrowed memory came or went
     PLAN = "plan"  # data: shares
-    PROGRESS = "progress"  # a worker's load goes on; data: node, done_bytes, total_bytes
+    PROGRESS = "progress"  # a worker's load or pull goes on; data: node, done_bytes, total_bytes
     LOAD = "load"  # data: node, local_bytes, sent_bytes
     STAGE = "stage"  # the deployment's stage changed
     READY = "ready"  # data: url

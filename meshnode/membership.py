@@ -107,6 +107,11 @@ class Membership:
             if ledger.why_void(grant) is None and ledger.grant(mesh) is not None
         }
 
+    def share_mesh(self, peer: PeerId, asker: PeerId) -> bool:
+        """Whether the peer is in a mesh that the asker has shown a grant of."""
+        members, shared = self.ledger.members, self.shown_by(asker)
+        return any(members.shown(mesh, peer) for mesh in members.proven(peer) & shared.keys())
+
     def member(self, peer: PeerId) -> Member | None:
         return self.ledger.members.roster.get(peer)
 

@@ -79,6 +79,11 @@ class MessageStream:
         del self._buffer[: _LENGTH.size + length]
         return parse_message_untrusted(body)
 
+    def rest(self) -> bytes:
+        """What has come after the last message. From now on the stream is the caller's to read."""
+        rest, self._buffer = bytes(self._buffer), bytearray()
+        return rest
+
     async def _fill(self, wanted_bytes: int) -> bool:
         while len(self._buffer) < wanted_bytes:
             chunk = await self._stream.receive_some(max(4096, wanted_bytes - len(self._buffer)))

@@ -12,8 +12,7 @@ from typing import Any
 
 import trio
 
-from discovery.grants import OPEN_TO_ALL, OPEN_TO_MEMBERS, Role
-from discovery.invites import MAX_USES
+from discovery.grants import OPEN_TO_ALL, OPEN_TO_MEMBERS
 from discovery.portmap import PortMap, PortMapStatus, describe
 from discovery.token import Token, encode
 from meshnode.administration import OPERATIONS, Administration
@@ -21,7 +20,6 @@ from meshnode.circle import LENDS, RELAYS_FOR_OTHERS
 from meshnode.config import (
     DEFAULT_INVITE_LIFETIME_S,
     DEFAULT_INVITE_USES,
-    MAX_INVITE_LIFETIME_S,
     Address,
     LendConfig,
     NodeConfig,
@@ -31,21 +29,22 @@ from meshnode.config import (
 from meshnode.connections import Connections
 from meshnode.control import serve_control_socket
 from meshnode.engine.cache import Engine
-from meshnode.engine.sandbox.check import prepare_sandbox
+from meshnode.equipment import Equipment, Place
 from meshnode.errors import MeshError, NetworkError, UsageError
 from meshnode.events import Emit, Event, Kind
+from meshnode.gateway.lending import Lending
 from meshnode.gateway.server import serve_gateway
 from meshnode.introduction import MAX_NAME_CHARS
 from meshnode.membership import Membership
-from meshnode.models.shelf import Shelf
 from meshnode.paths import runtime_folder
 from meshnode.peers import Peers
-from meshnode.pipeline.deploy import Orchestrator
 from meshnode.pipeline.inventory import Inventory
 from meshnode.pipeline.lease import LeaseDesk
+from meshnode.pipeline.survey import Census
+from meshnode.pipeline.user_pulls import keeps_none
 from meshnode.state import PORT_DOCUMENT, Home
 from meshnode.whereabouts import Whereabouts, network_row
-from tunnels import AddressPolicy, Endpoint, ListenFailed, PeerId
+from tunnels import AddressPolicy, Endpoint, Identity, ListenFailed, PeerId
 from tunnels.link import LINK_KINDS
 from tunnels.network import HostNetwork
 from tunnels.offline import NearNetwork
@@ -73,23 +72,11 @@ class Node:
         self._home = home
         self._config = config
         self._emit = emit
-        self._serve_config = serve
+        self._http = serve.http if serve else lend.http if lend else None
         name = node_name(config.name)
         identity = home.identity("node.key")
         self._membership = Membership(home, identity, name)
-        network = NearNetwork() if config.offline else HostNetwork()
-        self._endpoint = Endpoint(
-            identity,
-            authorize=self._membership.authorize,
-            policy=AddressPolicy(only=network.is_near if config.offline else None),
-            network=network,
-            transports=config.transports or tuple(LINK_KINDS),
-            stun=None if config.offline else config.stun,
-            ice=IceServers(turn=None if config.offline else config.turn),
-            is_introductory=(OPEN_TO_ALL | OPEN_TO_MEMBERS).__contains__,
-            carries=Carries.TRAFFIC if config.relays else Carries.INTRODUCTIONS,
-            tcp_port=config.tcp_port,
-        )
+        self._endpoint = _endpoint_of(identity, self._membership, config)
         self._connections = Connections(self._endpoint, self._membership, emit)
         self._connections.circle.borrows = serve is not None
         record = self._membership.record
@@ -106,44 +93,31 @@ class Node:
         self._administration = Administration(
             self._membership, self._connections.joining, self._endpoint.meeting_places
         )
-        self._runtime_folder = runtime_folder(home.folder)
-        for leftover in self._runtime_folder.iterdir():  # of one that was killed: we hold the lock
-            _remove(leftover)
-        self._desk: LeaseDesk | None = None
-        self._orchestrator: Orchestrator | None = None
-        if engine is not None:
-            self._equip(engine, lend, serve)
+        self._runtime_folder = _emptied(runtime_folder(home.folder))
+        self._census = Census(self._endpoint.peer, connections.introduced, self._membership.roles)
+        self._equipment = self._equip(engine, lend, serve) if engine else None
+        self._desk = self._equipment.desk if self._equipment else None
+        self._orchestrator = self._equipment.orchestrator if self._equipment else None
 
-    def _equip(self, engine: Engine, lend: LendConfig | None, serve: ServeConfig | None) -> None:
-        """What computes: here for others, or on others' machines."""
-        inventory = Inventory(engine)
-        shelf = Shelf(self._config.model_folders, self._home.subfolder("manifests"))
-        sockets, logs = self._runtime_folder, self._home.subfolder("logs")
-        if lend:
-            self._desk = LeaseDesk(
-                name=self._membership.name,
-                engine=engine,
-                inventory=inventory,
-                lend=lend,
-                shelf=shelf,
-                runtime_folder=sockets,
-                log_folder=logs,
-                emit=self._emit,
-                sandbox=prepare_sandbox(lend.sandbox, (self._home.folder,)),
-                reach=self._connections.reach_for,
-            )
-        if serve:
-            self._orchestrator = Orchestrator(
-                config=serve,
-                engine=engine,
-                inventory=inventory,
-                shelf=shelf,
-                membership=self._membership,
-                connections=self._connections,
-                runtime_folder=sockets,
-                log_folder=logs,
-                emit=self._emit,
-            )
+    def _equip(
+        self, engine: Engine, lend: LendConfig | None, serve: ServeConfig | None
+    ) -> Equipment:
+        inventory = self._census.inventory = Inventory(engine)
+        place = Place(
+            home=self._home,
+            config=self._config,
+            engine=engine,
+            inventory=inventory,
+            membership=self._membership,
+            connections=self._connections,
+            peers=self._peers,
+            peer=self._endpoint.peer,
+            runtime_folder=self._runtime_folder,
+            emit=self._emit,
+        )
+        equipment = Equipment(place, lend, serve)
+        self._census.figures, self._census.ask_holder = equipment.figures, equipment.holders.ask
+        return equipment
 
     async def run(self) -> None:
         """Runs until cancelled. Raises `MeshError` for what the user must mend."""
@@ -161,16 +135,19 @@ class Node:
                 self._home.folder,
                 {
                     "accept": self._answer_accept,
-                    "invite": self._answer_invite,
                     "status": self._answer_status,
                     "peers": self._peers.answer_peers,
                     "ping": self._peers.answer_ping,
+                    "machines": self._census.answer,
                     **dict.fromkeys(OPERATIONS, self._answer_members),
                 },
+                {"pull": self._equipment.user_pulls.answer if self._equipment else keeps_none},
             )
             await self._listen(nursery)
-            if self._orchestrator and self._serve_config:
-                await self._open_gateway(nursery, self._serve_config.http, self._orchestrator)
+            await self._open_gateway(nursery)
+            if self._equipment:
+                nursery.start_soon(self._equipment.run)
+            if self._orchestrator:
                 nursery.start_soon(self._orchestrator.run)
             self._map_ports(nursery)
             await self._look_outside()
@@ -203,9 +180,8 @@ class Node:
     def _offer_services(self) -> None:
         endpoint = self._endpoint
         self._connections.offer_services()
-        if self._desk:
-            self._membership.may_push = self._desk.pushing.may_push
-            self._desk.offer_services(endpoint)
+        if self._equipment:
+            self._equipment.offer_services(endpoint)
         if self._orchestrator:
             self._orchestrator.standing.node_status = self.status
 
@@ -238,14 +214,22 @@ class Node:
             raise NetworkError(str(error)) from None
         return bound
 
-    async def _open_gateway(
-        self, nursery: trio.Nursery, http: Address, orchestrator: Orchestrator
-    ) -> None:
+    async def _open_gateway(self, nursery: trio.Nursery) -> None:
+        http = self._http
+        if http is None:
+            return
         assert http.host is not None
-        port: int = await nursery.start(serve_gateway, orchestrator.standing, http.host, http.port)
-        orchestrator.standing.url = f"http://{Address(http.host, port)}"
-        text = f"chat endpoint: {orchestrator.standing.url}/v1 (answers once a model is loaded)"
-        self._emit(Event(Kind.NODE, text, {"url": orchestrator.standing.url}))
+        standing = self._orchestrator.standing if self._orchestrator else None
+        view = standing or Lending(self.status)
+        routes = self._equipment.model_routes if self._equipment else None
+        further = routes.routes() if routes else ()
+        port: int = await nursery.start(serve_gateway, view, http.host, http.port, further)
+        url = f"http://{Address(http.host, port)}"
+        text = f"its models: {url}/api/v1/models/registry"
+        if standing:
+            standing.url = url
+            text = f"chat endpoint: {url}/v1 (answers once a model is loaded)"
+        self._emit(Event(Kind.NODE, text, {"url": url}))
 
     async def _look_outside(self) -> None:
         """An invite is to say where this node is reached from outside; who joins need not wait."""
@@ -351,14 +335,6 @@ class Node:
     async def _answer_accept(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"address": await self._connections.replies.accept(str(request.get("code", "")))}
 
-    async def _answer_invite(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        role, lifetime_s, uses = parse_invite_request(request)
-        mesh = request.get("mesh")
-        token = self._administration.invite(
-            role, lifetime_s, uses, None if mesh is None else str(mesh)
-        )
-        return self._administration.invite_answer(token)
-
     async def _answer_members(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         return self._administration.answer(request)
 
@@ -366,18 +342,27 @@ class Node:
         return self.status()
 
 
-def parse_invite_request(request: Mapping[str, Any]) -> tuple[Role, int, int]:
-    """Role, lifetime in seconds and uses that `mesh invite` asks for. Raises `UsageError`."""
-    try:
-        role = Role(request["role"])
-        lifetime_s, uses = int(request["lifetime_s"]), int(request["uses"])
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise UsageError("the request for an invite is incomplete") from None
-    if not 1 <= lifetime_s <= MAX_INVITE_LIFETIME_S:
-        raise UsageError("an invite lasts from a second to ten years: give --expires like 7d")
-    if not 1 <= uses <= MAX_USES:
-        raise UsageError(f"an invite has 1 to {MAX_USES} uses: give --uses in that range")
-    return role, lifetime_s, uses
+def _endpoint_of(identity: Identity, membership: Membership, config: NodeConfig) -> Endpoint:
+    network = NearNetwork() if config.offline else HostNetwork()
+    return Endpoint(
+        identity,
+        authorize=membership.authorize,
+        policy=AddressPolicy(only=network.is_near if config.offline else None),
+        network=network,
+        transports=config.transports or tuple(LINK_KINDS),
+        stun=None if config.offline else config.stun,
+        ice=IceServers(turn=None if config.offline else config.turn),
+        is_introductory=(OPEN_TO_ALL | OPEN_TO_MEMBERS).__contains__,
+        carries=Carries.TRAFFIC if config.relays else Carries.INTRODUCTIONS,
+        tcp_port=config.tcp_port,
+    )
+
+
+def _emptied(folder: Path) -> Path:
+    """Of what a node that was killed left there: its lock is ours."""
+    for leftover in folder.iterdir():
+        _remove(leftover)
+    return folder
 
 
 def _remove(leftover: Path) -> None:

@@ -45,8 +45,8 @@ class Peers:
     async def answer_ping(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """One round trip over each link to the peer, which is dialled where there is none. Raises
         `UsageError` for a peer that is not known, `NetworkError` for one that cannot be reached."""
-        peer = self._named(str(request.get("peer", "")))
-        session = self._endpoint.session(peer) or await self._reach(peer)
+        peer = self.named(str(request.get("peer", "")))
+        session = await self.reach(peer)
         took_s: dict[tuple[str, str], float] = {}
 
         def answered(link: LinkStats, seconds: float) -> None:
@@ -61,7 +61,11 @@ class Peers:
         ]
         return {"name": self._membership.member_name(peer), "peer": str(peer), "links": rows}
 
-    async def _reach(self, peer: PeerId) -> Session:
+    async def reach(self, peer: PeerId) -> Session:
+        """The session to it, which is dialled where there is none. Raises `NetworkError`."""
+        session = self._endpoint.session(peer)
+        if session is not None:
+            return session
         name = self._membership.member_name(peer)
         with trio.move_on_after(REACH_S):
             await self._connections.dialling.reach(peer)
@@ -73,9 +77,9 @@ class Peers:
             )
         return session
 
-    def _named(self, text: str) -> PeerId:
+    def named(self, text: str) -> PeerId:
         """Who is meant: by id, by name, or by the beginning of an id. Names are the peers' own
-        choice, another one's id among them: a whole id is no name."""
+        choice, another one's id among them: a whole id is no name. Raises `UsageError`."""
         known = {one.peer for one in self._membership.members()}
         known |= {session.peer for session in self._endpoint.sessions()}
         try:

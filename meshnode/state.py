@@ -67,14 +67,7 @@ class Home:
         A folder that is in use for other things (`--home /tmp`) is refused and left as it is.
         """
         self.folder = folder.absolute()
-        with _told(self.folder):
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if any(self.folder.iterdir()) and not self._looks_ours():
-                raise HomeUnusable(
-                    f"{self.folder} holds other things: name an empty or a new folder with --home"
-                )
-            if self.folder.stat().st_uid == os.getuid():
-                self.folder.chmod(0o700)
+        _found(self.folder)
         self._lock_fd = _lock(self.folder)
         with _told(self.folder):
             self._sweep()
@@ -146,9 +139,6 @@ class Home:
             "it held"
         )
 
-    def _looks_ours(self) -> bool:
-        return any((self.folder / name).exists() for name in _MARKS)
-
     def identity(self, name: str) -> Identity:
         """The key kept in the file of this name, made if absent. Raises `HomeError`: damaged,
         unreadable; `DiskFull`."""
@@ -168,6 +158,36 @@ class Home:
         """Removes what a write cut short has left behind; the lock is ours, so nobody writes."""
         for left in self.folder.glob(f".*{_PART_SUFFIX}"):
             left.unlink(missing_ok=True)
+
+
+def home_beside_node(home: Path) -> Path:
+    """A home that a node may run on, or has never run on: it is made where it is missing. For what
+    has a lock of its own, or needs none. Raises `HomeUnusable` or `DiskFull`."""
+    home = home.absolute()
+    _found(home)
+    with _told(home):
+        os.close(os.open(home / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    return home
+
+
+def subfolder_beside_node(home: Path, name: str) -> Path:
+    """A folder of this name below such a home, made where it is missing."""
+    folder = home_beside_node(home) / name
+    with _told(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def _found(folder: Path) -> None:
+    """Makes a folder fit to be a home, or finds that it is one. Raises `HomeUnusable`."""
+    with _told(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not any((folder / name).exists() for name in _MARKS):
+            raise HomeUnusable(
+                f"{folder} holds other things: name an empty or a new folder with --home"
+            )
+        if folder.stat().st_uid == os.getuid():
+            folder.chmod(0o700)
 
 
 def is_home(folder: Path) -> bool:
@@ -216,10 +236,11 @@ def write_durably(path: Path, data: bytes) -> None:
             part.unlink(missing_ok=True)
             raise
         reached("state.renamed")
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """What was renamed or made in it is there after a power cut. Raises OSError."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -4,7 +4,7 @@ The method is that of ALICE (Pillai et al., "All File Systems Are Not Created Eq
 the system calls are watched, and what a file system may legally have on its disk is worked out:
 
 - a file's content is as it was at its last fsync; or, where it was written to since, also cut in
-  the middle, of the new length but zeros, or the new one;
+  the middle, of the new length but zeros, or the new one; written in place, half old and half new;
 - of the changes to a folder since its last fsync (a name made, removed, replaced) any subset may be
   there, in no order; what one rename does is there whole or not at all.
 
@@ -23,7 +23,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-WATCHED = ("open", "fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir", "truncate")
+WATCHED = (
+    *("open", "fsync", "fdatasync", "pwrite", "truncate"),
+    *("replace", "rename", "link", "unlink", "mkdir", "rmdir"),
+)
 
 Tree = Mapping[str, bytes | None]  # path -> content; None: a folder
 Change = tuple[tuple[int, str, int | None], ...]  # (folder, name, what it names now) in one step
@@ -63,7 +66,13 @@ class Moment:
 
     def _contents(self, number: int) -> list[bytes]:
         old, new = self.flushed.get(number, b""), self.written[number]
-        cut = [new[: len(new) // 2], bytes(len(new))] if old != new else []
+        half = len(new) // 2
+        if old == new:
+            cut = []
+        elif len(old) == len(new):  # written in place: its length is on the disk already
+            cut = [new[:half] + old[half:], old[:half] + new[half:]]
+        else:
+            cut = [new[:half], bytes(len(new))]
         return list(dict.fromkeys([old, *cut, new]))
 
 
@@ -115,7 +124,7 @@ class Disk:
             self._note()
             result = call(*arguments, **options)
             self._note()
-            if call is _FSYNC:
+            if call in (_FSYNC, _FDATASYNC):
                 self._flush(os.fstat(arguments[0]).st_ino)
                 self._note()
             return result
@@ -157,7 +166,7 @@ class Disk:
                 self._files[number] = path.read_bytes()
 
 
-_OPEN, _FSYNC = os.open, os.fsync
+_OPEN, _FSYNC, _FDATASYNC = os.open, os.fsync, os.fdatasync
 
 
 def _changes(

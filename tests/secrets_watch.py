@@ -13,6 +13,7 @@ a `mesh` command as an argument, as a careless user would.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import logging
 import os
@@ -31,12 +32,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from discovery.token import Secret
 from meshnode.demo.nodes import NodeProcess
 from meshnode.engine.cache import cache_dir
+from meshnode.operator_key import KEY_FILE
 from tests.secrets_forms import find_secret, token_secrets
 from tunnels.identity import Identity
 
-HOLDERS = (".key", ".token", ".gguf", ".part", ".py", ".so")
+HOLDERS = (".key", ".token", ".gguf", ".part", ".py", ".pyc", ".so", ".exe")
 """Ends of the names of files that may hold a secret, or hold weights or programs."""
+_OPERATOR_KEY = re.compile(rb"mesh-key-([A-Za-z0-9_-]{43})\s*")
 _TOKEN_FILE = re.compile(rb"\s*mesh1[0-9a-zA-Z]+\s*")
+_COUNTING = bytes(range(256))
 MAX_FILE_BYTES = 64 << 20
 MAX_SECRETS = 512  # of one test; of more, the newest are searched for
 ARGUMENTS_EVERY_S = 0.5
@@ -62,8 +66,10 @@ class SecretsWatch:
     # --- secrets ------------------------------------------------------------------------
 
     def note(self, secret: bytes) -> None:
-        """Zeros and the like, which tests make up, are in every binary file."""
-        if secret not in self._now and secret not in self._lasting and len(set(secret)) > 8:
+        """Zeros, 1 2 3 and the like, which tests make up, are in every binary file."""
+        if len(set(secret)) <= 8 or secret in _COUNTING:
+            return
+        if secret not in self._now and secret not in self._lasting:
             self.made += 1
             self._now[secret] = None
             if len(self._now) > MAX_SECRETS:
@@ -91,13 +97,16 @@ class SecretsWatch:
             pass  # gone meanwhile
 
     def _note_keys_below(self, folder: Path) -> None:
-        for path in folder.rglob("*.key"):
+        for path in filter(Path.is_file, folder.rglob("*.key")):  # not a pipe, which keeps waiting
             try:
                 key = serialization.load_pem_private_key(path.read_bytes(), None)
             except Exception:  # a test's damaged key, a folder, one that is gone
                 continue
             if isinstance(key, Ed25519PrivateKey):
                 self.note(key.private_bytes_raw())
+        for path in folder.rglob(KEY_FILE):
+            if found := _OPERATOR_KEY.fullmatch(path.read_bytes() if path.is_file() else b""):
+                self.note(base64.urlsafe_b64decode(found[1] + b"="))
         for path in folder.rglob("*.token"):
             if path.is_file():
                 self.note_text(path.read_text(errors="replace"))

@@ -1,5 +1,6 @@
 """Authenticated byte streams between two PeerIds, over whatever works."""
 
+from tunnels.blocking import BlockingEnd, as_socket
 from tunnels.changes import Change, SessionDown, SessionUp
 from tunnels.dial import AddressPolicy
 from tunnels.endpoint import Endpoint
@@ -29,6 +30,7 @@ from tunnels.stream import Stream
 __all__ = [
     "AddressPolicy",
     "BadFrame",
+    "BlockingEnd",
     "Candidate",
     "Change",
     "DialFailed",
@@ -55,6 +57,7 @@ __all__ = [
     "StreamReset",
     "TunnelError",
     "WrongPeer",
+    "as_socket",
     "connect_and_splice",
     "listen_and_forward",
     "parse_peer_id_untrusted",

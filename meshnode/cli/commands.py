@@ -18,16 +18,21 @@ from meshnode.cli.doctor import doctor
 from meshnode.cli.engine import engine_group
 from meshnode.cli.logs import log_defect, log_nowhere
 from meshnode.cli.members import invites, leave, members, remove, revoke
+from meshnode.cli.models import models
 from meshnode.cli.node import relay, serve, worker
 from meshnode.cli.peers import peers, ping
+from meshnode.cli.plan import plan
+from meshnode.cli.pull import pull
 from meshnode.cli.settings import home_option, take_invocation
+from meshnode.cli.shown import shown
 from meshnode.cli.trace import trace
 from meshnode.cli.views import give_up_output
 from meshnode.config import DEFAULT_INVITE_USES, parse_duration
 from meshnode.control import ask_node
 from meshnode.errors import INTERRUPTED_EXIT_CODE, MeshError
 from meshnode.nurseries import leading_error
-from meshnode.state import default_home
+from meshnode.operator_key import load_or_make_key
+from meshnode.state import default_home, home_beside_node
 
 INTERNAL_ERROR_EXIT_CODE = 1
 
@@ -68,6 +73,13 @@ def accept(code: tuple[str, ...], home: Path | None, as_json: bool) -> None:
 
 @cli.command()
 @home_option
+def key(home: Path | None) -> None:
+    """Print the operator's key, which programs need to take models' bytes over HTTP."""
+    click.echo(load_or_make_key(home_beside_node(home or default_home())))
+
+
+@cli.command()
+@home_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def status(home: Path | None, as_json: bool) -> None:
     """Show what the running node does: peers, layers, speed."""
@@ -84,6 +96,9 @@ cli.add_command(engine_group, "engine")
 cli.add_command(demo)
 cli.add_command(discover)
 cli.add_command(doctor)
+cli.add_command(plan)
+cli.add_command(pull)
+cli.add_command(models)
 cli.add_command(trace)
 
 
@@ -121,7 +136,7 @@ def _is_of_our_output(error: OSError) -> bool:
 
 def _report(error: BaseException) -> int:
     if isinstance(error, MeshError):
-        click.echo(f"mesh: {error}", err=True)
+        click.echo(f"mesh: {shown(str(error))}", err=True)
         return error.exit_code
     if isinstance(error, click.ClickException):
         error.show()

@@ -16,6 +16,7 @@ import click
 
 from meshnode.administration import Administration
 from meshnode.cli.settings import home_option
+from meshnode.cli.shown import shown_cell
 from meshnode.control import NoNode, ask_node
 from meshnode.errors import HomeError
 from meshnode.joining import Joining
@@ -187,7 +188,7 @@ def _told_text(answer: Answer) -> str:
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [tuple(titles), *map(tuple, rows)]
+    lines = [tuple(titles), *(tuple(map(shown_cell, row)) for row in rows)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(titles))]
     padded = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,11 @@ from meshnode.cli.settings import (
     DEFAULT_HTTP,
     TURN_PASSWORD_VARIABLE,
     Invocation,
+    balanced_option,
+    choose_split,
+    for_option,
     home_option,
+    measure_option,
     offline_option,
     portmap_option,
     read_settings,
@@ -27,18 +31,22 @@ from meshnode.cli.settings import (
     stun_option,
 )
 from meshnode.cli.signals import run_until_signal
+from meshnode.cli.sources import begin_slice
 from meshnode.cli.views import choose_view
 from meshnode.config import (
     DEFAULT_CTX_TOKENS,
+    DEFAULT_PULL_SOURCES,
     Address,
     LendConfig,
     NodeConfig,
+    Objective,
     SandboxMode,
     ServeConfig,
     Split,
     WireType,
     parse_address,
     parse_duration,
+    parse_pull_sources,
     parse_servers,
     parse_size,
     parse_transports,
@@ -46,6 +54,10 @@ from meshnode.config import (
 from meshnode.descriptors import raise_open_files
 from meshnode.engine.children import PARENT_FD_VARIABLE
 from meshnode.errors import UsageError
+from meshnode.events import Emit, Event, Kind
+from meshnode.models.fetching import FROM_MEMBERS
+from meshnode.models.pull.reference import parse_reference
+from meshnode.models.web import is_reference
 from meshnode.node import Node
 from meshnode.state import Home, default_home
 from tunnels.kinds import Kinds
@@ -114,7 +126,24 @@ def _node_options(command: _Command) -> _Command:
             type=click.Choice([mode.value for mode in SandboxMode]),
             help="Confine what computes for others: wholly, as far as possible (auto), not.",
         ),
+        click.option(
+            "--allow-pull",
+            metavar="hub,url,peers",
+            help="Where others may have this worker fetch models from (hub,peers).",
+        ),
+        click.option(
+            "--pull-limit",
+            metavar="SIZE",
+            help="What models may take up here in all, once others have this worker fetch some, "
+            "like 200G (what leaves a tenth of the disk, 10G at most).",
+        ),
+        click.option(
+            "--upload-limit",
+            metavar="SIZE",
+            help="What other members may take of models from here a second, like 10M (no limit).",
+        ),
         click.option("--models", multiple=True, type=folder, help="Folder with GGUF files."),
+        measure_option,
         _common_options,
     ):
         command = decorate(command)
@@ -122,6 +151,7 @@ def _node_options(command: _Command) -> _Command:
 
 
 @click.command()
+@click.option("--http", default=None, help="HOST:PORT at which it answers for its models (none).")
 @_node_options
 @click.pass_obj
 def worker(invocation: Invocation, /, **options: Any) -> None:
@@ -129,16 +159,30 @@ def worker(invocation: Invocation, /, **options: Any) -> None:
     node_config, bare_rpc = _node_config(options, invocation)
     if bare_rpc:
         raise UsageError("rpc=HOST:PORT is for `mesh serve`")
-    _run(Launch(node_config, _lend_config(options), None), options["log_format"])
+    http = _http_address(options["http"]) if options["http"] else None
+    if node_config.offline:
+        refuse_beyond((), http)
+    lend = replace(_lend_config(options), http=http)
+    _run(Launch(node_config, lend, None), options["log_format"])
+
+
+def _http_address(text: str) -> Address:
+    http = parse_address(text, what="--http")
+    return Address(http.host or "0.0.0.0", http.port)  # noqa: S104 - as the user asked
 
 
 @click.command()
-@click.option("--model", help="GGUF file, or name of a model in --models (default: the demo).")
+@click.option(
+    "--model",
+    help="GGUF file, name of a model in --models, or hf:…, https:…, ollama:… (default: the demo).",
+)
 @click.option("--http", default=DEFAULT_HTTP, help="HOST:PORT of the chat endpoint.")
 @click.option("--ctx", type=click.IntRange(64), help=f"Context tokens ({DEFAULT_CTX_TOKENS}).")
 @click.option("--layers", help="Layers by node, like local=0:3,tower=4:output.")
 @click.option("--tensor-split", help="Shares by node, like 1,3.")
 @click.option("--split", type=click.Choice([split.value for split in Split]), default=None)
+@for_option
+@balanced_option
 @click.option(
     "--speculate",
     default=ServeConfig.speculate,
@@ -163,17 +207,18 @@ def serve(invocation: Invocation, /, **options: Any) -> None:
     """
     _refuse_lending_options(options)
     node_config, bare_rpc = _node_config(options, invocation)
-    http = parse_address(options["http"], what="--http")
+    http = _http_address(options["http"])
     if node_config.offline:
         refuse_beyond(bare_rpc, http)
-    split = options["split"]
+    objective = options["objective"]
     serve_config = ServeConfig(
         model=options["model"],
-        http=Address(http.host or "0.0.0.0", http.port),  # noqa: S104 - as the user asked
+        http=http,
         ctx_tokens=options["ctx"],
         layers=options["layers"],
         tensor_split=options["tensor_split"],
-        split=Split(split) if split else None,
+        split=choose_split(options),
+        objective=Objective(objective) if objective else None,
         bare_rpc=bare_rpc,
         engine_options=invocation.engine_options,
         threads=options["threads"],
@@ -186,10 +231,11 @@ def serve(invocation: Invocation, /, **options: Any) -> None:
 
 def _refuse_lending_options(options: dict[str, Any]) -> None:
     """A limit on what is lent must not be taken for a limit on what is used here."""
-    for option in ("memory", "device", "sandbox"):
+    for option in ("memory", "device", "sandbox", "allow_pull", "pull_limit"):
         if options[option] and not options["lend"]:
+            name = option.replace("_", "-")
             raise UsageError(
-                f"--{option} says what is lent to others: add --lend, or leave it out "
+                f"--{name} says what is lent to others: add --lend, or leave it out "
                 "(--layers and --tensor-split say what is computed here)"
             )
 
@@ -243,6 +289,8 @@ def _node_config(
         stun=parse_servers(options["stun"]),
         turn=read_turn(options["turn"], options["turn_password_file"]),
         offline=options["offline"],
+        measures=options.get("measure", False),
+        upload_bytes_per_s=parse_size(limit) if (limit := options.get("upload_limit")) else None,
     )
     return config, bare_rpc
 
@@ -270,11 +318,14 @@ def _accept_wait_s(given: str | None) -> int:
 
 
 def _lend_config(options: dict[str, Any]) -> LendConfig:
+    allowed = options["allow_pull"]
     return LendConfig(
         memory_bytes=parse_size(options["memory"]) if options["memory"] else None,
         devices=tuple(options["device"].split(",")) if options["device"] else (),
         threads=options["threads"],
         sandbox=SandboxMode(options["sandbox"] or SandboxMode.AUTO.value),
+        allow_pull=DEFAULT_PULL_SOURCES if allowed is None else parse_pull_sources(allowed),
+        pull_limit_bytes=parse_size(limit) if (limit := options["pull_limit"]) else None,
     )
 
 
@@ -285,9 +336,8 @@ def _run(launch: Launch, log_format: str) -> None:
         computes = launch.lend or launch.serve
         engine = ensure_engine(offline=launch.node.offline) if computes else None
         view = choose_view(log_format)
-        node = Node(
-            home, launch.node, lend=launch.lend, serve=launch.serve, engine=engine, emit=view.emit
-        )
+        serve = launch.serve and begin_model(home, launch.node, launch.serve, view.emit)
+        node = Node(home, launch.node, lend=launch.lend, serve=serve, engine=engine, emit=view.emit)
         trio.run(
             run_until_signal,
             node.run,
@@ -295,6 +345,22 @@ def _run(launch: Launch, log_format: str) -> None:
             lambda: follow_pasted_codes(node.accept),
             _until_our_parent_ends,
         )
+
+
+def begin_model(home: Home, node: NodeConfig, serve: ServeConfig, emit: Emit) -> ServeConfig:
+    """Of a model that is named by its source, the header at least is here before a node starts: it
+    is then served by its slice's path."""
+    if serve.model is not None and serve.model.lower().startswith(FROM_MEMBERS):
+        raise UsageError(
+            f"{serve.model}: only a running node knows what members have: pull it first (`mesh "
+            "worker join=…`, and beside it `mesh pull mesh:NAME`), then serve it by its path"
+        )
+    if serve.model is None or not is_reference(serve.model):
+        return serve
+    source = str(parse_reference(serve.model))
+    emit(Event(Kind.NODE, f"reading the header of {source}", {"source": source}))
+    part = begin_slice(home.subfolder("models"), serve.model, offline=node.offline)
+    return replace(serve, model=str(part.facts.path), source=serve.model)
 
 
 async def _until_our_parent_ends() -> None:

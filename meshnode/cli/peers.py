@@ -13,7 +13,8 @@ import click
 
 from meshnode.cli.members import json_option, table
 from meshnode.cli.settings import home_option
-from meshnode.cli.views import bytes_text, duration_text, loss_text, ms_text, path_text
+from meshnode.cli.views import bytes_text, loss_text, ms_text, path_text
+from meshnode.config import human_duration
 from meshnode.control import ask_node
 from meshnode.errors import NetworkError
 from meshnode.state import default_home
@@ -59,7 +60,7 @@ def _link_cells(row: Row, now: float) -> tuple[str, ...]:
         loss_text(row["loss"]),
         bytes_text(row["bytes_in"]),
         bytes_text(row["bytes_out"]),
-        duration_text(now - row["since"]),
+        human_duration(now - row["since"]),
     )
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import ipaddress
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 
 from discovery.token import BadToken, Token, parse_untrusted
-from meshnode.config import DEFAULT_STUN, Address, ServeConfig, parse_address
+from meshnode.config import DEFAULT_STUN, Address, Objective, ServeConfig, Split, parse_address
 from meshnode.errors import AccessError, UsageError
 from tunnels.network import HostNetwork
 from tunnels.turn import TurnServer, parse_turn
@@ -25,6 +26,8 @@ MAX_TOKEN_FILE_BYTES = 64 * 1024
 JOIN_VARIABLE = "MESH_JOIN"
 OFFLINE_VARIABLE = "MESH_OFFLINE"
 """Set to 1, it is `--offline` for every node that is started, and for what builds an engine."""
+MEASURE_VARIABLE = "MESH_MEASURE"
+"""Set to 0, it is `--no-measure` for every node that is started."""
 TURN_PASSWORD_VARIABLE = "MESH_TURN_PASSWORD"  # noqa: S105 - its name
 MAX_PASSWORD_FILE_BYTES = 4096
 DEFAULT_HTTP = str(ServeConfig.http)
@@ -60,6 +63,21 @@ offline_option = click.option(
     envvar=OFFLINE_VARIABLE,
     default=False,
     help="Send no packet beyond the networks that this machine is in.",
+)
+measure_option = click.option(
+    "--measure/--no-measure",
+    envvar=MEASURE_VARIABLE,
+    default=True,
+    help="Measure how fast this machine's devices and links are, so that plans can go by speed.",
+)
+for_option = click.option(
+    "--for",
+    "objective",
+    type=click.Choice([one.value for one in Objective]),
+    help="What to be best at: one answer's speed, many requests at once, an even use of memory.",
+)
+balanced_option = click.option(
+    "--balanced", is_flag=True, help="Over all machines, in proportion to memory."
 )
 
 
@@ -122,7 +140,18 @@ def read_settings(
     return tuple(tokens), tuple(bare_rpc)
 
 
-def refuse_beyond(bare_rpc: Sequence[Address], http: Address) -> None:
+def choose_split(options: Mapping[str, Any]) -> Split | None:
+    """--split, or what --balanced stands for. Raises `UsageError` where both are given."""
+    if not options["balanced"]:
+        return Split(options["split"]) if options["split"] else None
+    for option in ("split", "layers", "tensor_split", "objective"):
+        if options[option]:
+            name = "for" if option == "objective" else option.replace("_", "-")
+            raise UsageError(f"--balanced and --{name} exclude each other: drop one")
+    return Split.ALWAYS
+
+
+def refuse_beyond(bare_rpc: Sequence[Address], http: Address | None) -> None:
     """Of a node that is to stay within this machine's networks. A name would have to be looked up.
     Raises UsageError."""
     network = HostNetwork()
@@ -132,7 +161,7 @@ def refuse_beyond(bare_rpc: Sequence[Address], http: Address) -> None:
                 f"rpc={address} may lie beyond this machine's networks, and no packet may leave "
                 "them: name an address within, or leave out --offline (MESH_OFFLINE)"
             )
-    if http.host not in (None, "localhost") and not _is_literal(http.host):
+    if http and http.host not in (None, "localhost") and not _is_literal(http.host):
         raise UsageError(
             f"--http {http}: no name is looked up offline: use an address of this machine, or "
             "leave out --offline (MESH_OFFLINE)"

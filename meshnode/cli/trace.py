@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import click
 
+from meshnode.cli.shown import shown_cell
 from meshnode.errors import ResourceError, UsageError
 from meshnode.trace.reading import (
     Choice,
@@ -101,7 +102,7 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def _shown(path: Path) -> str:
-    return "".join(char if char.isprintable() else "?" for char in str(path))
+    return shown_cell(str(path))
 
 
 def _read_first(number: int, source: Source) -> FirstReading:

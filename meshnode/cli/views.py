@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from meshnode.cli.shown import shown
 from meshnode.errors import MeshError
 from meshnode.events import Event, Kind
 from meshnode.pipeline.wording import layers_text
@@ -87,7 +88,7 @@ class PlainView:
 
     def emit(self, event: Event) -> None:
         mark = "warning: " if event.kind is Kind.WARNING else ""
-        _print(mark + event.text)
+        _print(mark + shown(event.text))
 
     async def run(self, _status: Status, /) -> None:
         await trio.sleep_forever()
@@ -107,7 +108,7 @@ class LiveView:
         if event.kind is Kind.PROGRESS:
             return  # the tables have it
         style = "yellow" if event.kind is Kind.WARNING else ""
-        self._lines = [*self._lines, Text(event.text, style=style)][-_MAX_LIVE_LINES:]
+        self._lines = [*self._lines, Text(shown(event.text), style=style)][-_MAX_LIVE_LINES:]
 
     async def run(self, status: Status, /) -> None:
         # Drawn from here and not from rich's own thread: the status is trio's to read.
@@ -157,17 +158,6 @@ def ms_text(milliseconds: float | None) -> str:
 
 def loss_text(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
-
-
-def duration_text(seconds: float) -> str:
-    """In the two largest units that say something. A clock set back makes it nothing."""
-    seconds = max(seconds, 0)
-    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
-    if days:
-        return f"{days} d {hours % 24} h"
-    if hours:
-        return f"{hours} h {minutes % 60} min"
-    return f"{minutes} min" if minutes else f"{int(seconds)} s"
 
 
 def bytes_text(size_bytes: int | None) -> str:

@@ -15,13 +15,14 @@ from typing import Any, NoReturn
 import trio
 
 from discovery.token import PREFIX
-from meshnode.cli.settings import OFFLINE_VARIABLE
+from meshnode.cli.settings import MEASURE_VARIABLE, OFFLINE_VARIABLE
 from meshnode.engine.children import Child, child_environment, open_child
 from meshnode.errors import EngineError
 
 EVENT_TIMEOUT_S = 120.0
 STOP_GRACE_S = 20.0
 _TOKEN = re.compile(rf"{PREFIX}[0-9a-z]+", re.IGNORECASE)
+_UNTOLD = {OFFLINE_VARIABLE: "1", MEASURE_VARIABLE: "0"}
 _PASSED_ON = ("MESH_CACHE", "MESH_ENGINE_SOURCE", "PYTHONPATH", "XDG_CACHE_HOME")
 
 
@@ -120,7 +121,8 @@ async def open_node(
 ) -> AsyncIterator[NodeProcess]:
     """Runs `mesh ARGUMENTS` while the block lasts. `prefix`: a command that runs commands, such as
     `ip netns exec NAME`. `stdin`: all it finds on its standard input. `environment`: more variables
-    than a node gets otherwise; it is offline unless they say MESH_OFFLINE=0.
+    than a node gets otherwise; it is offline unless they say MESH_OFFLINE=0, and measures nothing,
+    since its home is new and what is shown is not to depend on it, unless they say MESH_MEASURE=1.
 
     Its invites are in its events; its log and its last lines, which errors show, are without them.
     """
@@ -131,7 +133,7 @@ async def open_node(
     passed_on = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
     async with open_child(
         argv,
-        env=child_environment(**{OFFLINE_VARIABLE: "1", **passed_on, **environment}),
+        env=child_environment(**(_UNTOLD | passed_on | dict(environment))),
         log=log_folder / f"{name}.log",
         name=name,
         on_line=node.take_line,

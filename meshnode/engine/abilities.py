@@ -7,5 +7,5 @@ from __future__ import annotations
 
 OUTPUT_AT_HOME = True
 """GGML_RPC_MESH_OUTPUT: the output layer on a device of the orchestrator."""
-MAX_DEVICES = 64
-"""llama_max_devices(), GGML_SCHED_MAX_BACKENDS, GGML_RPC_MAX_SERVERS."""
+MAX_DEVICES = 80
+"""llama_max_devices(), GGML_SCHED_MAX_BACKENDS: 64 workers and what this machine has."""

@@ -157,7 +157,8 @@ class _Wanted:
 
     def work_name(self) -> str:
         """Source and patches are left out: those the work folder is brought up to."""
-        parts = (str(RECIPE), self.backend, self.toolchain.identity, self.toolchain.cxx, self.cpu)
+        parts = [str(RECIPE), self.backend, self.toolchain.identity, self.toolchain.cxx, self.cpu]
+        parts += self.toolchain.accelerator  # where nvcc lies: cmake keeps what it found beside it
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def cache_key(self) -> str:

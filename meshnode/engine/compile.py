@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from meshnode.engine.cache import BINARIES
-from meshnode.engine.errors import BuildFailed, NoRoomToBuild
-from meshnode.engine.toolchain import Backend, Toolchain, nvcc, tool_paths
+from meshnode.engine.cuda import what_cuda_lacks
+from meshnode.engine.errors import BuildFailed, NoCompiler, NoRoomToBuild
+from meshnode.engine.toolchain import Backend, Toolchain, tool_paths
 
 TAIL_LINES = 20
 _MAX_LINE_CHARACTERS = 300  # a compiler's command line says less than the error below it
@@ -39,7 +40,8 @@ FLAGS = (
 # Metal is on by default on a Mac, so CPU says no to it.
 BACKEND_FLAGS = {
     Backend.CPU: ("-DGGML_METAL=OFF",),
-    Backend.CUDA: ("-DGGML_CUDA=ON",),
+    # NCCL would be taken where it happens to lie about; it opens sockets, which no worker may.
+    Backend.CUDA: ("-DGGML_CUDA=ON", "-DGGML_CUDA_NCCL=OFF"),
     Backend.METAL: ("-DGGML_METAL=ON", "-DGGML_METAL_EMBED_LIBRARY=ON"),
     Backend.VULKAN: ("-DGGML_VULKAN=ON",),
     Backend.HIP: ("-DGGML_HIP=ON",),
@@ -72,15 +74,26 @@ def run_cmake(job: CompileJob, progress: Callable[[int, int, str], None]) -> Non
 
 def _configure(job: CompileJob, log: IO[bytes]) -> None:
     fresh = not (job.build / "CMakeCache.txt").exists()
-    command = _configure_command(job)
     try:
-        _run(job, command, log, lambda _line: None, "cmake could not configure the engine")
+        _run_configure(job, log)
     except BuildFailed:
         if fresh:
             raise
         # A folder that was moved, or cut off in the middle of a write: begin again without it.
         shutil.rmtree(job.build)
+        _run_configure(job, log)
+
+
+def _run_configure(job: CompileJob, log: IO[bytes]) -> None:
+    command, begin = _configure_command(job), log.tell()
+    try:
         _run(job, command, log, lambda _line: None, "cmake could not configure the engine")
+    except BuildFailed as error:
+        said = job.log.read_bytes()[begin:].decode(errors="replace")
+        lacking = what_cuda_lacks(said) if job.backend is Backend.CUDA else None
+        if lacking is None:
+            raise
+        raise NoCompiler(f"{lacking}\nThe whole log: {job.log}") from error
 
 
 def _configure_command(job: CompileJob) -> list[str]:
@@ -93,9 +106,7 @@ def _configure_command(job: CompileJob) -> list[str]:
         command.append(f"-DCMAKE_C_COMPILER={job.toolchain.cc}")
     if not os.environ.get("CXX"):
         command.append(f"-DCMAKE_CXX_COMPILER={job.toolchain.cxx}")
-    if job.backend is Backend.CUDA:
-        command.append(f"-DCMAKE_CUDA_COMPILER={nvcc()}")
-    return command
+    return [*command, *job.toolchain.accelerator]
 
 
 def _compile_command(job: CompileJob) -> list[str]:

@@ -101,6 +101,15 @@ class WeightsUnread(EngineFailed):
     """An rpc-server could not read a tensor from its own file: it changed since it was offered."""
 
 
+class WeightsAbsent(EngineFailed):
+    """A tensor is neither in this machine's slice of the model nor with who was to compute it."""
+
+    def __init__(self, what: str, tensor: str) -> None:
+        super().__init__(f"the load ended: {what}: fetch it, or plan with what is here")
+        self.what = what
+        self.tensor = tensor
+
+
 class NoRoomToBuild(DiskFull):
     """The disk of the engine cache is full."""
 

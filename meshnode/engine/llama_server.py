@@ -7,6 +7,7 @@ places layers exactly as told (`-fit off`).
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from meshnode.config import WireType
 from meshnode.crash_points import reached
 from meshnode.engine.cache import Engine
 from meshnode.engine.children import Child, child_environment, meaningful_lines, open_child
-from meshnode.engine.errors import EngineKilled, WeightsUnread
+from meshnode.engine.errors import EngineKilled, WeightsAbsent, WeightsUnread
 from meshnode.engine.load_report import LoadProgress, LoadReport, ServerLoad
 from meshnode.engine.rpc_server import remove_socket
 from meshnode.errors import UsageError
@@ -34,8 +35,14 @@ OUTPUT_VARIABLE = "GGML_RPC_MESH_OUTPUT"
 WIRE_TYPE_VARIABLE = "GGML_RPC_MESH_WIRE_DTYPE"
 TRACE_VARIABLE = "GGML_RPC_TRACE"
 RING_VARIABLE = "GGML_RPC_MESH_RING"
+PRESENCE_VARIABLE = "GGML_RPC_MESH_PRESENCE"
 
 OnProgress = Callable[[LoadProgress], None]
+
+_ABSENT = re.compile(
+    r"error loading model: "
+    r"(?P<what>(?:.* has no )?tensor (?P<tensor>\S+) .* and this machine does not hold it)$"
+)
 
 # Options whose values we decide: llama-server takes the last of two, so ours would be undone.
 _OURS = frozenset(
@@ -58,6 +65,7 @@ class LlamaServerOptions:
     `devices` in the order of the layers, `tensor_split` a count for each of them; without
     `devices`, llama-server takes every one it finds. `ctx_tokens` is shared by the `slots`.
     `output_device`: of the output layer, if not the last of `devices`.
+    `presence`: the text of `meshnode.models.presence`, where files of the model are slices.
     """
 
     model: Path
@@ -75,6 +83,7 @@ class LlamaServerOptions:
     output_device: str = ""
     wire_type: WireType = WireType.EXACT
     ring: Path | None = None
+    presence: Path | None = None
     extra: tuple[str, ...] = ()
 
 
@@ -115,6 +124,7 @@ def llama_server_environment(options: LlamaServerOptions) -> dict[str, str]:
         ROOTS_VARIABLE: options.roots,
         REPORT_VARIABLE: options.report,
         RING_VARIABLE: options.ring,
+        PRESENCE_VARIABLE: options.presence,
         OUTPUT_VARIABLE: options.output_device,
         WIRE_TYPE_VARIABLE: "" if wire_type is WireType.EXACT else wire_type.value,
         TRACE_VARIABLE: trace and Path(trace).absolute(),
@@ -162,8 +172,9 @@ async def open_llama_server(
 ) -> AsyncIterator[LlamaServer]:
     """Run one until the block ends; the model is loaded when the block begins.
 
-    Loading takes as long as it takes: the caller sets the deadline. Raises `EngineFailed` with
-    the first tensor that failed, or else the last lines of the log, if it ends before it is ready.
+    Loading takes as long as it takes: the caller sets the deadline. If it ends before it is
+    ready, raises `EngineFailed` with the first tensor that failed or is nowhere, or else the last
+    lines of the log.
     """
     check_socket_path(options.socket_path)
     argv = llama_server_argv(engine, options)
@@ -206,6 +217,9 @@ class _Loading:
             raise WeightsUnread(
                 f"the load ended: {failed[0].server} could not read {failed[0].first_failure}"
             )
+        absent = next(filter(None, map(_ABSENT.search, self._child.last_lines)), None)
+        if absent:
+            raise WeightsAbsent(absent["what"], absent["tensor"])
         ended = f"llama-server {self._child.describe_end()} before the model was loaded"
         if self._child.returncode == -signal.SIGKILL:
             remedy = "if that was for want of memory, use a smaller --ctx or add a worker"

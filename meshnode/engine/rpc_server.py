@@ -110,7 +110,7 @@ async def open_rpc_server(
         threads=threads,
         pushes=pushes,
     )
-    environment, policy = child_environment(), b""
+    env, policy = child_environment(), b""
     if sandbox.standing:
         check_program(argv[0], "rpc-server")
         make_policy = partial(
@@ -124,13 +124,9 @@ async def open_rpc_server(
             required=sandbox.required,
         )
         policy = (await trio.to_thread.run_sync(make_policy)).encode()
-        argv = launcher_argv()
-        environment |= {"HOME": str(socket_path.parent), "TMPDIR": str(socket_path.parent)}
-        environment["CUDA_CACHE_DISABLE"] = "1"  # it would lie in the user's home
+        argv, env = launcher_argv(), env | _homes_in(socket_path.parent)
     try:
-        async with open_child(
-            argv, env=environment, log=log, name="rpc-server", stdin=policy
-        ) as child:
+        async with open_child(argv, env=env, log=log, name="rpc-server", stdin=policy) as child:
             await _wait_until_it_accepts(child, socket_path)
             yield child
     finally:
@@ -140,6 +136,12 @@ async def open_rpc_server(
 def remove_socket(path: Path) -> None:
     """A server that is killed leaves its socket behind."""
     path.unlink(missing_ok=True)
+
+
+def _homes_in(folder: Path) -> dict[str, str]:
+    """Of a program that shall see no folder of its user."""
+    cache = {"CUDA_CACHE_DISABLE": "1"}  # it would lie in the user's home
+    return {"HOME": str(folder), "TMPDIR": str(folder)} | cache
 
 
 async def _wait_until_it_accepts(child: Child, socket_path: Path) -> None:

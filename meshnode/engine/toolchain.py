@@ -8,7 +8,6 @@ import os
 import platform
 import shlex
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,12 +15,12 @@ from pathlib import Path
 
 import psutil
 
+from meshnode.engine.cuda import cuda_architectures, nvcc
 from meshnode.engine.errors import NoCompiler
+from meshnode.engine.questions import output_of
 from meshnode.errors import UsageError
 
 JOB_MEMORY_BYTES = 10**9  # what the largest translation units take under g++
-_VERSION_TIMEOUT_S = 30
-_NVCC_ELSEWHERE = "/usr/local/cuda/bin/nvcc"  # where CUDA's installer puts it, off the PATH
 
 
 class Backend(StrEnum):
@@ -35,7 +34,7 @@ class Backend(StrEnum):
 
 
 BACKEND_NEEDS = {
-    Backend.CUDA: "the CUDA toolkit (nvcc)",
+    Backend.CUDA: "the CUDA toolkit (nvcc and cublas)",
     Backend.METAL: "macOS on Apple silicon",
     Backend.VULKAN: "the Vulkan SDK (glslc and vulkan/vulkan.h)",
     Backend.HIP: "ROCm (hipconfig)",
@@ -44,11 +43,15 @@ BACKEND_NEEDS = {
 
 @dataclass(frozen=True)
 class Toolchain:
-    """`identity` names compiler and version; another identity means another build."""
+    """`identity` names compiler and version; another identity means another build.
+
+    `accelerator`: what cmake is told beside, of this machine.
+    """
 
     cc: str
     cxx: str
     identity: str
+    accelerator: tuple[str, ...] = ()
 
 
 def parse_backend(name: str) -> Backend:
@@ -72,8 +75,25 @@ def find_toolchain(backend: Backend) -> Toolchain:
             f"the backend {backend} needs {BACKEND_NEEDS[backend]}, which is not found here: "
             "install it, or choose another with --backend cpu"
         )
-    parts = [cxx[1], platform.machine(), *_accelerator_compiler(backend)]
-    return Toolchain(cc[0], cxx[0], " / ".join(parts))
+    identity, told = _accelerator(backend)
+    return Toolchain(cc[0], cxx[0], " / ".join((cxx[1], platform.machine(), *identity)), told)
+
+
+def _accelerator(backend: Backend) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What its compiler adds to the identity, and what cmake is told of it."""
+    if backend is Backend.CUDA:
+        compiler, architectures = nvcc() or "nvcc", cuda_architectures()
+        version = _last_line([compiler, "--version"])
+        if not version:
+            raise NoCompiler(
+                f"{compiler} does not run: install the CUDA toolkit anew, or choose another "
+                "backend with --backend cpu"
+            )
+        told = (f"-DCMAKE_CUDA_COMPILER={compiler}", f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
+        return (version, f"for {architectures}"), told
+    if backend is Backend.HIP:
+        return ("hip " + _first_line(["hipconfig", "--version"]),), ()
+    return (), ()
 
 
 def _first_that_runs(
@@ -93,35 +113,13 @@ def _first_that_runs(
 
 
 def _first_line(command: list[str]) -> str:
-    lines = _output(command).splitlines()
+    lines = output_of(command).splitlines()
     return lines[0].strip() if lines else ""
 
 
-def _output(command: list[str]) -> str:
-    try:
-        run = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_VERSION_TIMEOUT_S,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return run.stdout.decode(errors="replace")
-
-
-def nvcc() -> str | None:
-    return shutil.which("nvcc") or shutil.which(_NVCC_ELSEWHERE)
-
-
-def _accelerator_compiler(backend: Backend) -> tuple[str, ...]:
-    if backend is Backend.CUDA:
-        return (_output([nvcc() or "nvcc", "--version"]).strip().splitlines()[-1],)
-    if backend is Backend.HIP:
-        return ("hip " + _first_line(["hipconfig", "--version"]),)
-    return ()
+def _last_line(command: list[str]) -> str:
+    lines = output_of(command).strip().splitlines()
+    return lines[-1].strip() if lines else ""
 
 
 def backend_available(backend: Backend) -> bool:
@@ -160,7 +158,7 @@ def detect_backend() -> Backend:
 def cpu_identity() -> str:
     """Machine and a digest of the CPU's model and features: `-march=native` depends on them."""
     if sys.platform == "darwin":
-        facts = _output(["sysctl", "-n", "machdep.cpu.brand_string"])
+        facts = output_of(["sysctl", "-n", "machdep.cpu.brand_string"])
     else:
         try:
             facts = _linux_cpu_facts(Path("/proc/cpuinfo").read_text(encoding="utf-8"))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from meshnode.gateway.body import BodyRoom
@@ -21,9 +21,10 @@ from meshnode.gateway.rules import HostRule
 from meshnode.gateway.view import NodeView, Stage
 
 
-def make_app(view: NodeView, rule: HostRule) -> ASGIApp:
+def make_app(view: NodeView, rule: HostRule, further: Sequence[BaseRoute] = ()) -> ASGIApp:
     """The whole application; `rule` says by which names it may be called."""
-    routes = [
+    routes: list[BaseRoute] = [
+        *further,
         Route("/health", _health(view), methods=["GET"]),
         Route("/v1/health", _health(view), methods=["GET"]),
         Route("/api/v1/status", _status(view), methods=["GET"]),
@@ -45,6 +46,7 @@ def make_app(view: NodeView, rule: HostRule) -> ASGIApp:
     return Door(app, rule)
 
 
+_WELL = (Stage.READY, Stage.LENDING)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -52,13 +54,13 @@ def _health(view: NodeView) -> Endpoint:
     async def health(_request: Request) -> Response:
         now = view.health()
         facts: dict[str, object] = {
-            "status": "ok" if now.stage is Stage.READY else "unavailable",
+            "status": "ok" if now.stage in _WELL else "unavailable",
             "stage": now.stage.value,
             "message": now.message,
             "progress": now.progress,
             "workers": [asdict(worker) for worker in now.workers],
         }
-        if now.stage is Stage.READY:
+        if now.stage in _WELL:
             return JSONResponse(facts)
         refusal = not_ready(now)
         return JSONResponse({**facts, **refusal.body()}, 503, dict(refusal.headers))

@@ -58,7 +58,7 @@ class Place:
         self.held_bytes += count
 
 
-async def read_json_body(request: Request, place: Place) -> bytes:
+async def read_json_body(request: Request, place: Place, most_bytes: int = MAX_BODY_BYTES) -> bytes:
     """The body of a POST as it came, known to be a JSON object. Raises `Refusal`."""
     if not is_json(request.headers.get("content-type", "")):
         raise Refusal(
@@ -66,7 +66,7 @@ async def read_json_body(request: Request, place: Place) -> bytes:
         )
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise Refusal(415, "not_json", "compressed bodies are not read: send plain JSON")
-    body = await read_body(request, place)
+    body = await read_body(request, place, most_bytes)
     if len(body) > _PARSED_AT_ONCE_BYTES:
         await trio.to_thread.run_sync(check_json, body)
     else:
@@ -74,16 +74,16 @@ async def read_json_body(request: Request, place: Place) -> bytes:
     return body
 
 
-async def read_body(request: Request, place: Place) -> bytes:
+async def read_body(request: Request, place: Place, most_bytes: int = MAX_BODY_BYTES) -> bytes:
     """The whole body. Raises `Refusal` for one that is too large, too slow or cut short."""
-    if declared_bytes(request.headers.get("content-length", "0")) > MAX_BODY_BYTES:
-        _refuse_size()
+    if declared_bytes(request.headers.get("content-length", "0")) > most_bytes:
+        _refuse_size(most_bytes)
     body = bytearray()
     try:
         with trio.fail_after(BODY_TIMEOUT_S):
             async for chunk in request.stream():
-                if len(body) + len(chunk) > MAX_BODY_BYTES:
-                    _refuse_size()
+                if len(body) + len(chunk) > most_bytes:
+                    _refuse_size(most_bytes)
                 place.grow(len(chunk))
                 body += chunk
     except trio.TooSlowError:
@@ -136,7 +136,7 @@ def _refuse_json(reason: str) -> NoReturn:
     raise Refusal(400, "invalid_json", f"the body is not a JSON object: {reason}") from None
 
 
-def _refuse_size() -> NoReturn:
+def _refuse_size(most_bytes: int) -> NoReturn:
     raise Refusal(
-        413, "body_too_large", f"the body is larger than {human_bytes(MAX_BODY_BYTES)}, the limit"
+        413, "body_too_large", f"the body is larger than {human_bytes(most_bytes)}, the limit"
     )

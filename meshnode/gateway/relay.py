@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from enum import Enum
 
-import httpx
 import trio
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
@@ -18,13 +14,18 @@ from meshnode.gateway.body import BodyRoom, read_body, read_json_body
 from meshnode.gateway.events import EventGate, Timings, find_timings
 from meshnode.gateway.refusal import Refusal
 from meshnode.gateway.routes import Passed
+from meshnode.gateway.upstream import (
+    Answer,
+    UpstreamBroken,
+    UpstreamRequest,
+    UpstreamUnreachable,
+    open_answer,
+)
 from meshnode.gateway.view import Health, NodeView, Stage, Upstream
 
 DEFAULT_RETRY_AFTER_S = 5
-CONNECT_TIMEOUT_S = 5.0
 VERDICT_TIMEOUT_S = 5.0
 
-_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used; spares loading the CA bundle
 _PASSED_HEADERS = ("content-type", "cache-control")
 _log = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ class Relay:
 
     def _present_upstream(self) -> Upstream:
         health, upstream = self._view.health(), self._view.upstream()
+        if health.stage is Stage.LENDING:
+            raise Refusal(501, "not_served", health.message)
         if upstream is None or health.stage is not Stage.READY:
             raise not_ready(health)
         self._route.check(upstream)
@@ -136,34 +139,35 @@ class _Exchange:
     async def _pass_or_tell(self, body: bytes) -> _Ending:
         try:
             return _Ending.COMPLETE if await self._pass(body) else _Ending.BROKEN
-        except (httpx.ConnectError, httpx.ConnectTimeout):
+        except UpstreamUnreachable:
             return _Ending.UNREACHABLE
-        except httpx.TransportError as error:
-            _log.info("llama-server broke off an answer: %s", type(error).__name__)
+        except UpstreamBroken as error:
+            _log.info("an answer was broken off: %s", error)
             return _Ending.BROKEN
 
     async def _pass(self, body: bytes) -> bool:
         """Passes the request on and the answer back; False for a stream without its end."""
-        async with self._answer(body) as answer:
+        request = UpstreamRequest(self._route.method, self._route.path, body)
+        async with open_answer(self._upstream.socket, request) as answer:
             headers = {
                 name: answer.headers[name] for name in _PASSED_HEADERS if name in answer.headers
             }
             if answer.headers.get("content-type", "").startswith("text/event-stream"):
                 return await self._pass_events(answer, headers)
-            content = b"".join([chunk async for chunk in answer.aiter_raw()])
-        if answer.status_code == 503:
+            content = b"".join([piece async for piece in answer.pieces])
+        if answer.status == 503:
             headers |= retry_headers(self._view.health())
         headers["content-length"] = str(len(content))
-        await self._start(answer.status_code, headers)
+        await self._start(answer.status, headers)
         self._record(find_timings(content))
         await self._write(content, more=False)
         return True
 
-    async def _pass_events(self, answer: httpx.Response, headers: dict[str, str]) -> bool:
+    async def _pass_events(self, answer: Answer, headers: dict[str, str]) -> bool:
         gate = EventGate()
-        await self._start(answer.status_code, headers)
-        async for chunk in answer.aiter_raw():
-            if passed := gate.feed(chunk):
+        await self._start(answer.status, headers)
+        async for piece in answer.pieces:
+            if passed := gate.feed(piece):
                 await self._write(passed, more=True)
         mark = self._route.end_mark
         if mark is not None and not gate.ended_with(mark):
@@ -171,25 +175,6 @@ class _Exchange:
         self._record(gate.timings())
         await self._write(gate.flush(), more=False)
         return True
-
-    @asynccontextmanager
-    async def _answer(self, body: bytes) -> AsyncIterator[httpx.Response]:
-        """A connection of its own for each request: closing it is how generation is stopped."""
-        transport = httpx.AsyncHTTPTransport(uds=str(self._upstream.socket), verify=_NO_TLS)
-        timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
-        headers = {"accept": "*/*", "connection": "close", "host": "localhost"}
-        if self._route.method == "POST":
-            headers["content-type"] = "application/json"
-        url = f"http://localhost{self._route.path}"
-        request = httpx.Request(self._route.method, url, headers=headers, content=body or None)
-        async with httpx.AsyncClient(
-            transport=transport, timeout=timeout, trust_env=False
-        ) as client:
-            answer = await client.send(request, stream=True)
-            try:
-                yield answer
-            finally:
-                await answer.aclose()
 
     async def _verdict(self) -> Health:
         """What the node says about it. The socket may break before the node has noticed."""

@@ -7,7 +7,7 @@ import logging
 import math
 import socket
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -18,6 +18,7 @@ from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meshnode.config import Address
@@ -49,17 +50,19 @@ async def serve_gateway(
     view: NodeView,
     host: str,
     port: int,
+    further: Sequence[BaseRoute] = (),
     *,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves until cancelled; the started value is the bound port (for `port` 0, the one found).
+    `further`: routes of the node's besides the model's own.
 
     Raises `GatewayPortInUse` and `GatewayListenFailed` before it has started. Cancelled, it closes
     every connection at once: requests in flight end with their connection.
     """
     listeners = await _listen(host, port)
     bound: int = listeners[0].socket.getsockname()[1]
-    app = make_app(view, HostRule.for_bound(host))
+    app = make_app(view, HostRule.for_bound(host), further)
     server = _ConnectionServer(app)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, server.serve, listeners)
@@ -149,13 +152,15 @@ class _ConnectionServer:
     async def _talk(self, connection: _Connection) -> None:
         try:
             # TCPServer takes whatever has a SocketStream's methods and its `socket`.
-            await TCPServer(
+            server = TCPServer(
                 ASGIWrapper(cast(ASGIFramework, self._counted(connection))),
                 self._config,
                 self._context,
                 ConnectionState({}),
                 connection,  # type: ignore[arg-type]
             )
+            server.idle_task = _NoTimer()  # type: ignore[assignment]
+            await server
         except* Exception:
             _log.exception("a connection to the gateway ended with an unexpected error")
 
@@ -182,6 +187,17 @@ class _ConnectionServer:
     def abort(self) -> None:
         for connection in self._open:
             connection.abort()
+
+
+class _NoTimer:
+    """In the place of hypercorn's idle timer, whose task is started anew for each request:
+    `_Connection` has one of its own that covers HTTP/2 too."""
+
+    async def restart(self, *_: object) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
 
 
 class _BoundedBuffer(hypercorn.protocol.h2.StreamBuffer):

@@ -11,15 +11,18 @@ import trio
 
 
 class Stage(Enum):
-    """How far the node is from answering. Only in READY are requests passed on."""
+    """How far the node is from answering. Only in READY are requests passed on; in LENDING they
+    never are, for the node serves no model."""
 
     STARTING = "starting"
     WAITING_FOR_WORKERS = "waiting_for_workers"
     PLANNING = "planning"
     DIGESTING = "digesting"
+    PULLING = "pulling"
     LEASING = "leasing"
     LOADING = "loading"
     READY = "ready"
+    LENDING = "lending"
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,9 @@ class Health:
     """`message` is one sentence for users: what is going on, or what failed and how to go on.
 
     `progress` runs from 0 to 1 within the stage, None where it is not known, and
-    `workers` has it for each worker that has told: in LEASING what it digested of its files, in
-    LOADING what it has loaded. `retry_after_s` goes into the Retry-After header; None means the
-    gateway's own default.
+    `workers` has it for each worker that has told: in PULLING what it fetched of its part, in
+    LEASING what it digested of its files, in LOADING what it has loaded. `retry_after_s` goes into
+    the Retry-After header; None means the gateway's own default.
     """
 
     stage: Stage

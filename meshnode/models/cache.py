@@ -22,8 +22,8 @@ from meshnode.models.manifest import (
     FileStamp,
     Manifest,
     Progress,
-    TensorEntry,
     digest_model,
+    entry_of,
     root_of,
     stamp,
 )
@@ -61,22 +61,14 @@ class ManifestCache:
         """The kept manifest of a model whose files are as they were then, else None."""
         stamps = tuple(stamp(path) for path in facts.files)
         try:
-            data = self._entry_path(stamps[0]).read_bytes()
+            data = self.entry_path(Path(stamps[0].path)).read_bytes()
             version, root, header_digest, kept_stamps, digests = cbor2.loads(data)
             if version != _FORMAT or header_digest != facts.header_digest:
                 return None
             if kept_stamps != [_identity(file) for file in stamps]:
                 return None
             tensors = tuple(
-                TensorEntry(
-                    name=tensor.name,
-                    type=tensor.type,
-                    ne=tensor.ne,
-                    nbytes=tensor.nbytes,
-                    offset=tensor.offset,
-                    file_index=tensor.file_index,
-                    digest=digests[tensor.name],
-                )
+                entry_of(tensor, digests[tensor.name])
                 for tensor in sorted(facts.tensors, key=lambda tensor: tensor.name)
             )
             if root_of(header_digest, tensors) != root:
@@ -97,10 +89,11 @@ class ManifestCache:
             [_identity(file) for file in manifest.files],
             {tensor.name: tensor.digest for tensor in manifest.tensors},
         ]
-        write_durably(self._entry_path(manifest.files[0]), cbor2.dumps(entry))
+        write_durably(self.entry_path(Path(manifest.files[0].path)), cbor2.dumps(entry))
 
-    def _entry_path(self, first: FileStamp) -> Path:
-        name = blake3(os.fsencode(first.path)).hexdigest()[:_NAME_HEX_CHARS]
+    def entry_path(self, first: Path) -> Path:
+        """Where the digests of the model with this first file are kept, if they are."""
+        name = blake3(os.fsencode(first.absolute())).hexdigest()[:_NAME_HEX_CHARS]
         return self._folder / f"{name}.cbor"
 
 

@@ -28,3 +28,11 @@ def _table() -> ModuleType:
 _TABLE = _table()
 GGML_QUANT_SIZES: dict[Any, tuple[int, int]] = _TABLE.GGML_QUANT_SIZES
 GGUFValueType: Any = _TABLE.GGUFValueType
+
+
+def file_type_name(number: object) -> str:
+    """Of `general.file_type`, as the files are called by it: `Q4_K_M`; empty for an unknown one."""
+    if not isinstance(number, int) or isinstance(number, bool):
+        return ""
+    known = {int(kind): kind.name for kind in _TABLE.LlamaFileType}
+    return str(known.get(number, "")).removeprefix("MOSTLY_").removeprefix("ALL_")

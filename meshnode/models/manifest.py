@@ -23,6 +23,7 @@ from meshnode.cbor import BadCbor, loads_untrusted
 from meshnode.errors import ModelError
 from meshnode.models.facts import ModelFacts, TensorFacts
 from meshnode.models.header import MAX_NAME_BYTES, MAX_TENSORS, TruncatedGguf
+from meshnode.models.slice_mark import IsASlice, hole_in, is_slice
 
 DIGEST_BYTES = 32
 READ_BYTES = 4 << 20
@@ -70,6 +71,19 @@ class TensorEntry:
     digest: bytes
 
 
+def entry_of(tensor: TensorFacts, digest: bytes) -> TensorEntry:
+    """The tensor with what its bytes are."""
+    return TensorEntry(
+        name=tensor.name,
+        type=tensor.type,
+        ne=tensor.ne,
+        nbytes=tensor.nbytes,
+        offset=tensor.offset,
+        file_index=tensor.file_index,
+        digest=digest,
+    )
+
+
 @dataclass(frozen=True)
 class Manifest:
     """A model on this machine's disk. `tensors` are sorted by name."""
@@ -92,23 +106,24 @@ class Wanted(Protocol):
     @property
     def nbytes(self) -> int: ...
     @property
-    def digest(self) -> bytes: ...
+    def digest(self) -> bytes | None: ...
 
 
 @dataclass(frozen=True)
 class WantedTensor:
-    """A tensor some other node wants loaded: no place in a file, only what it is."""
+    """A tensor some other node wants loaded: no place in a file, only what it is. `digest` None:
+    nobody has digested it yet, and the source that the model comes from stands for it."""
 
     name: str
     type: int
     ne: tuple[int, int, int, int]
     nbytes: int
-    digest: bytes
+    digest: bytes | None
 
 
 @dataclass(frozen=True)
 class WantedModel:
-    """A model some other node wants loaded."""
+    """A model some other node wants loaded. `root`: a provisional one while digests lack."""
 
     root: str
     tensors: tuple[WantedTensor, ...]
@@ -142,46 +157,79 @@ def digest_model(
     """Reads every weight and digests it. Blocks for as long as that takes: call it in a thread.
 
     `progress` and `cancelled` are called about every 4 MiB, in that thread. Raises `ModelError`
-    (`FileChanged` when a file is written to meanwhile) or `DigestCancelled`.
+    (`FileChanged` when a file is written to meanwhile; `IsASlice` where weights are missing, which
+    would be digested as zeros) or `DigestCancelled`.
     """
+    for path in facts.files:
+        if is_slice(path):
+            raise IsASlice(
+                f"{path} is a part of a model: what it holds is known without reading it anew"
+            )
+    _refuse_holes(facts)
     stamps = tuple(stamp(path) for path in facts.files)
-    reading = _Reading(facts, progress, cancelled)
-    entries: list[TensorEntry] = []
-    for index, path in enumerate(facts.files):
-        entries += reading.digest_file(path, index)
+    entries = digest_tensors(facts, facts.tensors, progress, cancelled)
     if tuple(stamp(path) for path in facts.files) != stamps:
         raise FileChanged(f"{facts.path} changed while it was read: try again when it is complete")
-    entries.sort(key=lambda entry: entry.name)
     return Manifest(
         root=root_of(facts.header_digest, entries),
         header_digest=facts.header_digest,
         files=stamps,
-        tensors=tuple(entries),
+        tensors=entries,
     )
 
 
+def digest_tensors(
+    facts: ModelFacts,
+    tensors: Sequence[TensorFacts],
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> tuple[TensorEntry, ...]:
+    """Reads and digests some of a model's tensors, whatever else is there; sorted by name."""
+    reading = _Reading(tensors, progress, cancelled)
+    entries: list[TensorEntry] = []
+    for index in sorted({tensor.file_index for tensor in tensors}):
+        entries += reading.digest_file(facts.files[index], index)
+    return tuple(sorted(entries, key=lambda entry: entry.name))
+
+
+def _refuse_holes(facts: ModelFacts) -> None:
+    """A slice's file that was moved away from its document, or a download that was cut short."""
+    for index, path in enumerate(facts.files):
+        try:
+            with path.open("rb", buffering=0) as file:
+                for tensor in facts.tensors:
+                    stop = tensor.offset + tensor.nbytes
+                    if tensor.file_index == index and hole_in(file.fileno(), tensor.offset, stop):
+                        raise IsASlice(
+                            f"{path} has nothing where {tensor.name} should be: it is a part of a "
+                            "model, or a download that was cut short; put it back, or pull it again"
+                        )
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+
+
 class _Reading:
-    """One pass over a model's weights, in the order they lie in, through one buffer."""
+    """One pass over weights, in the order they lie in, through one buffer."""
 
     def __init__(
         self,
-        facts: ModelFacts,
+        tensors: Sequence[TensorFacts],
         progress: Progress | None,
         cancelled: Callable[[], bool] | None,
     ) -> None:
-        self._facts = facts
+        self._tensors = tensors
         self._progress = progress
         self._cancelled = cancelled
         self._done_bytes = 0
-        self._total_bytes = facts.weight_bytes
+        self._total_bytes = sum(tensor.nbytes for tensor in tensors)
         self._buffer = bytearray(READ_BYTES)
 
     def digest_file(self, path: Path, index: int) -> list[TensorEntry]:
-        mine = [tensor for tensor in self._facts.tensors if tensor.file_index == index]
+        mine = [tensor for tensor in self._tensors if tensor.file_index == index]
         try:
             with path.open("rb", buffering=0) as file:
                 return [
-                    self._entry(tensor, self._digest(path, file.fileno(), tensor))
+                    entry_of(tensor, self._digest(path, file.fileno(), tensor))
                     for tensor in sorted(mine, key=lambda tensor: tensor.offset)
                 ]
         except OSError as error:
@@ -204,21 +252,9 @@ class _Reading:
                 self._progress(self._done_bytes, self._total_bytes)
         return digest.digest()
 
-    @staticmethod
-    def _entry(tensor: TensorFacts, digest: bytes) -> TensorEntry:
-        return TensorEntry(
-            name=tensor.name,
-            type=tensor.type,
-            ne=tensor.ne,
-            nbytes=tensor.nbytes,
-            offset=tensor.offset,
-            file_index=tensor.file_index,
-            digest=digest,
-        )
-
 
 def root_of(header_digest: bytes, tensors: Sequence[Wanted]) -> str:
-    """The model's root as 64 hex digits."""
+    """The model's root as 64 hex digits. Every tensor has been digested."""
     root = blake3(header_digest, derive_key_context=_ROOT_CONTEXT)
     for tensor in sorted(tensors, key=lambda tensor: tensor.name):
         name = tensor.name.encode()
@@ -227,8 +263,12 @@ def root_of(header_digest: bytes, tensors: Sequence[Wanted]) -> str:
     return root.hexdigest()
 
 
-def match(wanted: Sequence[Wanted], local: Manifest) -> Match:
-    """Which of the wanted tensors the local files hold, byte for byte, by name."""
+def match(wanted: Sequence[Wanted], local: Manifest, *, same_source: bool = False) -> Match:
+    """Which of the wanted tensors the local files hold, byte for byte, by name.
+
+    same_source: the local files came from the very bytes that are wanted, which then stand for
+    tensors that nobody has digested.
+    """
     held = {tensor.name: tensor for tensor in local.tensors}
     usable: list[TensorEntry] = []
     differing: list[str] = []
@@ -237,15 +277,17 @@ def match(wanted: Sequence[Wanted], local: Manifest) -> Match:
         mine = held.get(tensor.name)
         if mine is None:
             missing.append(tensor.name)
-        elif _content(mine) == _content(tensor):
+        elif _shape(mine) == _shape(tensor) and (
+            mine.digest == tensor.digest or (tensor.digest is None and same_source)
+        ):
             usable.append(mine)
         else:
             differing.append(tensor.name)
     return Match(tuple(usable), tuple(differing), tuple(missing))
 
 
-def _content(tensor: Wanted) -> tuple[int, tuple[int, int, int, int], int, bytes]:
-    return tensor.type, tensor.ne, tensor.nbytes, tensor.digest
+def _shape(tensor: Wanted) -> tuple[int, tuple[int, int, int, int], int]:
+    return tensor.type, tensor.ne, tensor.nbytes
 
 
 def engine_manifest(root: str, local: Manifest, usable: Sequence[TensorEntry]) -> str:
@@ -273,10 +315,10 @@ def offered_files(engine_manifest: str) -> tuple[Path, ...]:
     return tuple(Path(fields[6]) for fields in lines if fields[0] == "file")
 
 
-def to_wire(manifest: Manifest) -> bytes:
+def to_wire(model: Manifest | WantedModel) -> bytes:
     """The root and what each tensor is, without places: what a lease sends."""
-    rows = [[t.name, t.type, *t.ne, t.nbytes, t.digest] for t in manifest.tensors]
-    return cbor2.dumps([1, bytes.fromhex(manifest.root), rows])
+    rows = [[t.name, t.type, *t.ne, t.nbytes, t.digest] for t in model.tensors]
+    return cbor2.dumps([1, bytes.fromhex(model.root), rows])
 
 
 def from_wire_untrusted(data: bytes) -> WantedModel:
@@ -300,7 +342,7 @@ def _wanted(
         raise ValueError("a bad name")
     if not name.isprintable():
         raise ValueError("a name that could forge a line of the engine's manifest")
-    if not isinstance(digest, bytes) or len(digest) != DIGEST_BYTES:
+    if digest is not None and (not isinstance(digest, bytes) or len(digest) != DIGEST_BYTES):
         raise ValueError("a bad digest")
     if math.prod(ne) > _MAX_BYTES:
         raise ValueError("an impossible shape")

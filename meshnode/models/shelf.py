@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,9 @@ from meshnode.models.manifest import (
     engine_manifest,
     match,
 )
+from meshnode.models.manifest import Progress as Report
+from meshnode.models.registry import Registry
+from meshnode.models.store.slice import held_manifest, refuse_part, slice_of
 
 T = TypeVar("T")
 
@@ -47,10 +50,11 @@ class Progress:
         if done_bytes < total_bytes and done_bytes - self._told_bytes < PROGRESS_STEP_BYTES:
             return
         self._told_bytes = done_bytes
-        trio.from_thread.run_sync(self._tell, (done_bytes, total_bytes))
+        trio.from_thread.run_sync(self.tell, done_bytes, total_bytes)
 
-    def _tell(self, latest: tuple[int, int]) -> None:
-        self._latest = latest
+    def tell(self, done_bytes: int, total_bytes: int) -> None:
+        """From trio's thread, as often as one likes."""
+        self._latest = done_bytes, total_bytes
         self._news.set()
 
     async def next(self) -> tuple[int, int]:
@@ -63,9 +67,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class LocalMatch:
-    """A wanted model against our files. `engine_manifest` is what rpc-server may read."""
+    """A wanted model against our files: digests of what is usable, by name. `engine_manifest` is
+    what rpc-server may read."""
 
-    usable_count: int
+    usable: Mapping[str, bytes]
     missing_count: int
     differing: tuple[str, ...]
     engine_manifest: str
@@ -76,26 +81,47 @@ class Shelf:
 
     def __init__(self, folders: Sequence[Path], manifest_folder: Path) -> None:
         demo = (DEMO_MODEL.parent,) if DEMO_MODEL.is_file() else ()
-        self._catalog = Catalog((*folders, *demo))
+        self.folders = (*folders, *demo)
+        self._catalog = Catalog(self.folders)
         self._catalog.scan()
         self._cache = ManifestCache(manifest_folder)
+
+    def registry(self) -> Registry:
+        """The same models, for whoever asks from outside."""
+        return Registry(Catalog(self.folders), self._cache)
 
     def names(self) -> tuple[str, ...]:
         return tuple(entry.name for entry in self._catalog.models() if entry.complete)
 
-    def find(self, text: str | None) -> ModelFacts:
+    def find(self, text: str | None, *, whole: bool = True) -> ModelFacts:
         """The model `text` names or points to; None: the demo model. Blocks for its header.
 
-        Raises `ModelError`.
+        Raises `ModelError`; `IsASlice` where only a part of the model is here and `whole` is asked
+        for: read as it is, the rest would be zeros.
         """
         if text is None:
             return read_facts(DEMO_MODEL)
-        return read_facts(self._catalog.resolve(text))
+        path = self._catalog.resolve(text)
+        found = slice_of(path)
+        if found is None:
+            return read_facts(path)
+        if whole:
+            refuse_part(path)
+        return found.facts
 
     async def manifest(self, facts: ModelFacts, progress: Progress | None = None) -> Manifest:
         """The model's digests, made now if they are not known. Raises `ModelError`."""
         report = progress.report if progress else None
-        return await _in_thread(lambda unwanted: self._cache.manifest(facts, report, unwanted))
+        return await _in_thread(lambda unwanted: self._manifest(facts, report, unwanted))
+
+    def _manifest(
+        self, facts: ModelFacts, progress: Report | None, cancelled: Callable[[], bool]
+    ) -> Manifest:
+        """What there is of the model: of a slice what it holds, which nobody has to read again."""
+        found = slice_of(facts.path)
+        if found is not None:
+            return held_manifest(found, progress, cancelled)
+        return self._cache.manifest(facts, progress, cancelled)
 
     async def match(self, wanted: WantedModel, name: str, progress: Progress) -> LocalMatch:
         """The file of ours that holds the most of a wanted model, checked byte for byte.
@@ -111,8 +137,9 @@ class Shelf:
         text = ""
         for facts in self._likely(wanted, name):
             try:
-                manifest = self._cache.manifest(facts, progress.report, cancelled)
-                found = match(wanted.tensors, manifest)
+                manifest = self._manifest(facts, progress.report, cancelled)
+                same = self._is_known_as(wanted.root, facts)
+                found = match(wanted.tensors, manifest, same_source=same)
                 offer = engine_manifest(wanted.root, manifest, found.usable)
             except ModelError:
                 continue  # written to, gone, or of an impossible name: as good as not there
@@ -120,17 +147,29 @@ class Shelf:
                 best, text = found, offer
             if len(best.usable) == len(wanted.tensors):
                 break
-        return LocalMatch(len(best.usable), len(best.missing), best.differing, text)
+        usable = {tensor.name: tensor.digest for tensor in best.usable}
+        return LocalMatch(usable, len(best.missing), best.differing, text)
 
     def _likely(self, wanted: WantedModel, name: str) -> list[ModelFacts]:
         """The few files worth digesting: those known to be the model, those of its name, others."""
         self._catalog.scan()
 
         def unlikeliness(facts: ModelFacts) -> tuple[bool, bool]:
-            kept = self._cache.get(facts)
-            return kept is None or kept.root != wanted.root, facts.name != name
+            return not self._is_known_as(wanted.root, facts), facts.name != name
 
         return sorted(self._catalog.holding(wanted.tensors), key=unlikeliness)[:MAX_DIGESTED]
+
+    def _is_known_as(self, root: str, facts: ModelFacts) -> bool:
+        """Whether it is the model of that root, or that provisional one, as far as that is known
+        without reading a weight."""
+        try:
+            found = slice_of(facts.path)
+        except ModelError:
+            return False
+        if found is not None:
+            return found.identity.is_named(root)
+        kept = self._cache.get(facts)
+        return kept is not None and kept.root == root
 
 
 async def _in_thread(work: Callable[[Callable[[], bool]], T]) -> T:

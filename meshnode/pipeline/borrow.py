@@ -9,13 +9,14 @@ import trio
 
 from meshnode.crash_points import reached
 from meshnode.errors import BadMessage, MeshError, NetworkError, ResourceError
-from meshnode.messages import MessageStream
+from meshnode.messages import MANIFEST_MESSAGE_BYTES, SMALL_MESSAGE_BYTES, MessageStream
 from meshnode.models.shelf import MAX_DIGESTED, PROGRESS_STEP_BYTES
 from meshnode.nurseries import accompanied_by
 from meshnode.pipeline.protocol import (
     End,
     Granted,
     LeaseRequest,
+    Progress,
     PushFrom,
     PushNews,
     PushTo,
@@ -37,6 +38,8 @@ SILENCE_S = 120.0
 """Until the worker is further with a lease: a slow disk's progress, a GPU waking up."""
 GRANT_TIMEOUT_S = 6 * 3600.0
 """For all of it: a terabyte from a slow disk. Words that tell of progress cost nothing."""
+MAX_BEGUN_AGAIN = 32
+"""Parts of a pull that a worker tells of from nothing on, at most."""
 
 
 class LeaseRefused(ResourceError):
@@ -51,13 +54,14 @@ class PushRefused(NetworkError):
     """The worker pushes nothing, or takes nothing; its sentence."""
 
 
-async def ask_facts(session: Session) -> WorkerFacts:
-    """What the peer lends. Raises a `MeshError` when it does not answer."""
+async def ask_facts(session: Session, *, fresh: bool = False) -> WorkerFacts:
+    """What the peer lends; fresh: once it has measured what it never has. Raises a `MeshError` when
+    it does not answer."""
     try:
         with trio.fail_after(FACTS_TIMEOUT_S):
             async with await session.open("control") as stream:
                 messages = MessageStream(stream)
-                await messages.send({"op": "facts"})
+                await messages.send({"op": "facts", "fresh": fresh})
                 return parse_worker_facts_untrusted(await messages.receive_untrusted(FACTS_BYTES))
     except (TunnelError, trio.TooSlowError) as error:
         raise NetworkError(f"the peer {session.peer.short} lends nothing: {error}") from None
@@ -140,9 +144,9 @@ class Borrowed:
 
 @asynccontextmanager
 async def borrow(
-    session: Session, request: LeaseRequest, on_progress: Callable[[int, int], None]
+    session: Session, request: LeaseRequest, on_progress: Callable[[Progress], None]
 ) -> AsyncIterator[Borrowed]:
-    """Holds a lease while the body runs. `on_progress(done, total)`: bytes the worker digested.
+    """Holds a lease while the body runs. `on_progress`: how far the worker is until it grants.
 
     Raises `LeaseRefused`, or `LeaseLost` when the worker goes away before it answers. However it
     ends, also while the worker is still thinking, the stream is closed and the lease with it.
@@ -157,7 +161,10 @@ async def borrow(
             with trio.fail_after(ASK_TIMEOUT_S):
                 await messages.send(request.to_message())
             reached("lease.asked")
-            borrowed = Borrowed(await _await_grant(messages, on_progress), messages)
+            # With an order come digests, of each tensor that was pulled.
+            limit_bytes = MANIFEST_MESSAGE_BYTES if request.order else SMALL_MESSAGE_BYTES
+            granted = await _await_grant(messages, on_progress, limit_bytes)
+            borrowed = Borrowed(granted, messages)
             reached("lease.granted")
         except trio.TooSlowError:
             raise LeaseLost(
@@ -178,14 +185,21 @@ def _gone(error: TunnelError) -> LeaseLost:
 
 
 class _Advance:
-    """I tell whether a worker gets on with its digests, whatever it says, and how often."""
+    """I tell whether a worker gets on with its digests or its pull, whatever it says, and how
+    often."""
 
     def __init__(self) -> None:
         self._done_bytes = 0
         self._files = 0
+        self._pulled_bytes = 0
+        self._begun_again = 0
 
-    def is_further(self, done_bytes: int, total_bytes: int) -> bool:
-        """A step as `shelf.Progress` makes them, a file's end, or the next file, of a few."""
+    def is_further(self, progress: Progress) -> bool:
+        """A step as `shelf.Progress` makes them, a file's end, or the next file, of a few. A pull
+        may be slow, and every byte of it counts."""
+        if progress.pulls:
+            return self._is_pulled_further(progress.done_bytes)
+        done_bytes, total_bytes = progress.done_bytes, progress.total_bytes
         if done_bytes >= self._done_bytes + PROGRESS_STEP_BYTES:
             self._done_bytes = done_bytes
             return True
@@ -195,14 +209,27 @@ class _Advance:
             return self._files <= 2 * MAX_DIGESTED
         return False
 
+    def _is_pulled_further(self, done_bytes: int) -> bool:
+        """It begins at nothing again where what a kill left was read, where members gave what they
+        have, where the check begins, and for each that had its turn before."""
+        if done_bytes < self._pulled_bytes and self._begun_again < MAX_BEGUN_AGAIN:
+            self._begun_again += 1
+            self._pulled_bytes = done_bytes
+            return True
+        is_more = done_bytes > self._pulled_bytes
+        self._pulled_bytes = max(done_bytes, self._pulled_bytes)
+        return is_more
 
-async def _await_grant(messages: MessageStream, on_progress: Callable[[int, int], None]) -> Granted:
+
+async def _await_grant(
+    messages: MessageStream, on_progress: Callable[[Progress], None], limit_bytes: int
+) -> Granted:
     ends_s = trio.current_time() + GRANT_TIMEOUT_S
     advance, further_s = _Advance(), trio.current_time()
     while True:
         limit_s = min(further_s + SILENCE_S, ends_s)
         with trio.move_on_at(limit_s):
-            message = await messages.receive_untrusted()
+            message = await messages.receive_untrusted(limit_bytes)
         # By the clock: a worker that never pauses is never cancelled in the middle of a wait.
         if trio.current_time() >= ends_s:
             raise LeaseLost(f"the worker granted no lease in {GRANT_TIMEOUT_S / 3600:.0f} h")
@@ -210,10 +237,10 @@ async def _await_grant(messages: MessageStream, on_progress: Callable[[int, int]
             raise LeaseLost(f"the worker got no further with the lease for {SILENCE_S:.0f} s")
         match message.get("event"):
             case "progress":
-                done_bytes, total_bytes = parse_progress_untrusted(message)
-                if advance.is_further(done_bytes, total_bytes):
+                progress = parse_progress_untrusted(message)
+                if advance.is_further(progress):
                     further_s = trio.current_time()
-                on_progress(done_bytes, total_bytes)
+                on_progress(progress)
             case "granted":
                 return parse_granted_untrusted(message)
             case "refused":

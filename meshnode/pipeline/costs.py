@@ -1,44 +1,39 @@
 """How much memory each piece of a model takes, from its facts. Sans-IO.
 
 A model is a row of items: its layers, and after them the output as one item more, which is how
-llama.cpp counts for `-ngl` and `--tensor-split`. Weights and KV cache are exact (the cache an upper
-bound for windowed layers). Compute buffers follow what the pinned llama.cpp reserves for models of
-the llama kind, dense and mixture, 256 to 4096 wide, with contexts of 512 to 16384 tokens: the
-larger of the attention's and the feed-forward's intermediates, and the mask;
-`tests/engine/test_placement.py` holds the estimate against the engine's own figures.
+llama.cpp counts for `-ngl` and `--tensor-split`. Weights and caches are exact. Compute buffers
+follow what the pinned llama.cpp reserves for models of the llama kind, dense and mixture, 256 to
+4096 wide, with contexts of 512 to 16384 tokens: the larger of the attention's and the
+feed-forward's intermediates, the mask, and what other architectures take besides;
+`tests/engine/test_placement.py` holds the estimate against the engine's own figures,
+`tests/engine/test_layer_memory.py` the caches.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from meshnode.errors import UsageError
+from meshnode.models.intermediates import NO_INTERMEDIATES, Intermediates
+from meshnode.models.kv import (
+    ROLLBACK_TOKENS,
+    CacheOptions,
+    LayerMemory,
+    latent_bytes,
+    memory_bytes,
+    window_cells,
+)
+from meshnode.pipeline.cache_options import known_cache_type
 
 if TYPE_CHECKING:
     from meshnode.models.facts import ModelFacts
 
-UBATCH_TOKENS = 512  # llama.cpp's default --ubatch-size
-KV_CELL_MULTIPLE = 256
-"""llama.cpp rounds the cells of a cache up to this (llama-context.cpp, GGML_PAD)."""
 MIN_OUTPUT_TOKENS = 16
 SCRATCH_BYTES = 2 * 2**20
 """A device's graph inputs, small tensors and alignment."""
 _FLOAT_BYTES = 4
 _MASK_BYTES = 2
-
-KV_TYPE_BYTES = {
-    "f32": 4.0,
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 34 / 32,
-    "q5_1": 24 / 32,
-    "q5_0": 22 / 32,
-    "q4_1": 20 / 32,
-    "q4_0": 18 / 32,
-    "iq4_nl": 18 / 32,
-}
-"""Bytes an element of the KV cache, by the names of `--cache-type-k`."""
+_STATE_COPIES = 2
 
 
 @dataclass(frozen=True)
@@ -47,6 +42,9 @@ class PlanModel:
 
     `tied_bytes`: the part of `output_bytes` that the embedding shares when both lie on one CPU.
     `n_nextn`: of the last layers, those that run with the output only, and lie where it does.
+    `read_bytes`: of each layer, what one token reads of it: of experts those that it uses.
+    `memory`: what each layer keeps of conversations. `intermediates`: what computing takes besides
+    the widths.
     """
 
     name: str
@@ -54,17 +52,24 @@ class PlanModel:
     embedding_bytes: int
     output_bytes: int
     other_bytes: int
-    kv_bytes_per_token_per_layer: tuple[int, ...]
+    memory: tuple[LayerMemory, ...]
     n_embd: int
     n_attn: int
     n_ff: int
     n_vocab: int
     tied_bytes: int = 0
     n_nextn: int = 0
+    read_bytes: tuple[int, ...] = ()
+    intermediates: Intermediates = NO_INTERMEDIATES
 
     @property
     def n_layers(self) -> int:
         return len(self.layer_bytes)
+
+    @property
+    def kv_bytes_per_token_per_layer(self) -> tuple[int, ...]:
+        """At f16, of a conversation without end: windows and states do not grow with it."""
+        return tuple(memory.bytes_per_token for memory in self.memory)
 
 
 def plan_model(facts: ModelFacts) -> PlanModel:
@@ -75,13 +80,15 @@ def plan_model(facts: ModelFacts) -> PlanModel:
         embedding_bytes=facts.embedding_bytes,
         output_bytes=facts.output_bytes,
         other_bytes=facts.other_bytes,
-        kv_bytes_per_token_per_layer=facts.kv_bytes_per_token_per_layer,
+        memory=facts.memory,
         n_embd=facts.n_embd,
         n_attn=facts.n_attn,
         n_ff=facts.n_ff,
         n_vocab=facts.n_vocab,
         tied_bytes=facts.tied_bytes,
         n_nextn=facts.n_nextn,
+        read_bytes=facts.read_bytes,
+        intermediates=facts.intermediates,
     )
 
 
@@ -122,24 +129,26 @@ def costs_of(
     *,
     ctx_tokens: int,
     slots: int,
-    kv_type: str,
+    kv_type: str = "f16",
+    cache: CacheOptions | None = None,
     output_shared: bool = False,
     output_at_home: bool = False,
 ) -> Costs:
-    """`ctx_tokens` is what all slots share. `output_shared`: the output lies where the embedding
-    does, so that a tied one is there once. `output_at_home`: it does so whatever place its item is
-    given, which then costs nothing there. Raises `UsageError` for an unknown `kv_type`."""
-    if kv_type not in KV_TYPE_BYTES:
-        names = ", ".join(KV_TYPE_BYTES)
-        raise UsageError(f"{kv_type!r} is no type for the KV cache: take one of {names}")
-    cells = slots * _padded(-(-ctx_tokens // slots))
-    kv_scale = KV_TYPE_BYTES[kv_type] / KV_TYPE_BYTES["f16"]
-    batch = min(UBATCH_TOKENS, cells)
+    """`ctx_tokens` is what all slots share. `cache` stands for `ctx_tokens`, `slots` and `kv_type`
+    where llama-server is told more of caches than these. `output_shared`: the output lies where the
+    embedding does, so that a tied one is there once. `output_at_home`: it does so whatever place
+    its item is given, which then costs nothing there. Raises `UsageError` for an unknown
+    `kv_type`."""
+    options = cache or CacheOptions(
+        ctx_tokens, slots, known_cache_type(kv_type), known_cache_type(kv_type)
+    )
+    options = _as_the_model_allows(options, model)
+    cells = options.sequence_cells * (1 if options.unified else slots)
+    batch = min(options.ubatch_tokens, cells)
+    kept = {memory: memory_bytes(memory, options) for memory in set(model.memory)}
     layers = [
-        ItemCost(weight_bytes, int(cells * kv_bytes * kv_scale), 0)
-        for weight_bytes, kv_bytes in zip(
-            model.layer_bytes, model.kv_bytes_per_token_per_layer, strict=True
-        )
+        ItemCost(weight_bytes, kept[memory], 0)
+        for weight_bytes, memory in zip(model.layer_bytes, model.memory, strict=True)
     ]
     # Only tokens whose logits are asked for reach the output: one a slot, a few when drafting.
     logits_bytes = max(slots, MIN_OUTPUT_TOKENS) * model.n_vocab * _FLOAT_BYTES
@@ -152,12 +161,9 @@ def costs_of(
     cut = len(items) - n_at_home
     at_home = items[cut:]
     items[cut:] = [ItemCost(0, 0, 0)] * n_at_home
-    width = max(model.n_embd, model.n_attn)
-    widest = max(5 * width, 2 * width + 3 * model.n_ff)
-    mask_bytes = batch * cells * _MASK_BYTES
     return Costs(
         items=tuple(items),
-        device_compute_bytes=SCRATCH_BYTES + mask_bytes + batch * widest * _FLOAT_BYTES,
+        device_compute_bytes=SCRATCH_BYTES + _working_bytes(model, options, batch),
         host_weight_bytes=model.embedding_bytes
         + model.other_bytes
         + sum(item.weight_bytes for item in at_home),
@@ -169,5 +175,27 @@ def costs_of(
     )
 
 
-def _padded(tokens: int) -> int:
-    return -(-tokens // KV_CELL_MULTIPLE) * KV_CELL_MULTIPLE
+def _as_the_model_allows(options: CacheOptions, model: PlanModel) -> CacheOptions:
+    if model.n_nextn:  # whether it guesses ahead is decided when the plan is there
+        rollback = max(options.rollback_tokens, ROLLBACK_TOKENS)
+        options = replace(options, guessing=True, rollback_tokens=rollback)
+    flash_attention = options.flash_attention and model.intermediates.flash_attention
+    return replace(options, flash_attention=flash_attention)
+
+
+def _working_bytes(model: PlanModel, options: CacheOptions, batch: int) -> int:
+    """Of the layer that takes the most: a batch's vectors, its mask, scores, copies of states."""
+    found, kinds = model.intermediates, set(model.memory)
+    width = max(model.n_embd, model.n_attn)
+    widest = max(5 * width, 2 * width + 3 * model.n_ff, found.recurrent_width) + found.index_width
+    window = max((window_cells(memory, options) for memory in kinds), default=0)
+    mask_bytes = (options.sequence_cells + window) * _MASK_BYTES
+    score_bytes = options.sequence_cells * found.score_bytes
+    if not options.flash_attention:  # all scores at once, and the mask in float32
+        mask_bytes *= 2
+        score_bytes += options.sequence_cells * found.n_head * _FLOAT_BYTES
+    state_bytes = max((memory.state_bytes for memory in kinds), default=0)
+    kept_bytes = _STATE_COPIES * options.slots * state_bytes
+    if not options.flash_attention:  # latent vectors are turned around to serve as values
+        kept_bytes += max((latent_bytes(memory, options) for memory in kinds), default=0)
+    return batch * (widest * _FLOAT_BYTES + mask_bytes + score_bytes) + kept_bytes

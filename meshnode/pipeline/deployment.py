@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,20 +16,23 @@ import trio
 from meshnode.config import WireType, human_bytes
 from meshnode.crash_points import reached
 from meshnode.engine.cache import Engine
-from meshnode.engine.errors import EngineFailed, WeightsUnread
+from meshnode.engine.errors import EngineFailed, WeightsAbsent, WeightsUnread
 from meshnode.engine.llama_server import LlamaServer, LlamaServerOptions, open_llama_server
 from meshnode.engine.load_report import LoadProgress, ServerLoad
-from meshnode.errors import ModelError, NetworkError
+from meshnode.errors import NetworkError
 from meshnode.events import Emit, Event, Kind
-from meshnode.gateway.view import WorkerProgress
+from meshnode.gateway.view import Stage, WorkerProgress
 from meshnode.models.manifest import FileChanged, Manifest, stamp, to_wire
+from meshnode.models.presence import engine_presence, engine_roots
 from meshnode.nurseries import bare_nursery
 from meshnode.paths import socket_path
 from meshnode.pipeline.borrow import Borrowed, LeaseLost, LeaseRefused, borrow
-from meshnode.pipeline.headway import Headway
+from meshnode.pipeline.headway import Headway, Pulling
+from meshnode.pipeline.own_part import OwnPart
+from meshnode.pipeline.part import Part
 from meshnode.pipeline.plan import Plan, PlanNode
-from meshnode.pipeline.protocol import RPC_SERVICE, LeaseRequest
-from meshnode.pipeline.ring import Member, Partings, Ring
+from meshnode.pipeline.protocol import RPC_SERVICE, LeaseRequest, Progress
+from meshnode.pipeline.ring import Member, Partings, Ring, RingLost
 from meshnode.pipeline.speculation import NO_SPECULATION, Speculation
 from meshnode.pipeline.survey import Lender
 from meshnode.state import write_durably
@@ -43,13 +45,14 @@ LEASE_MARGIN_BYTES = 64 * 2**20
 LEASE_NEWS_S = 3.0
 """How long a dead llama-server waits for the news that a worker's death was the cause."""
 
-OnStep = Callable[[str, float | None, tuple[WorkerProgress, ...]], None]
+OnStep = Callable[[Stage, str, float | None, tuple[WorkerProgress, ...]], None]
 
 
 @dataclass(frozen=True)
 class Placement:
     """A plan and all that is needed to carry it out. `lenders`: those the plan gives layers to;
-    `local`: this machine as it was before it took its own share."""
+    `local`: this machine as it was before it took its own share. `manifest`: the digests of this
+    machine's files, None where nobody asks. `part`: where no node has the model whole."""
 
     local: PlanNode
     model: Path
@@ -63,6 +66,7 @@ class Placement:
     engine_options: tuple[str, ...]
     speculation: Speculation = NO_SPECULATION
     wire_type: WireType = WireType.EXACT
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,7 @@ class Deployment:
         runtime_folder: Path,
         log_folder: Path,
         emit: Emit,
-        on_leasing: OnStep,
-        on_loading: OnStep,
+        on_step: OnStep,
         partings: Partings | None = None,
     ) -> None:
         """partings: which workers lost their way to each other, kept between deployments."""
@@ -94,14 +97,15 @@ class Deployment:
         self._runtime_folder = runtime_folder
         self._log_folder = log_folder
         self._emit = emit
-        self._on_leasing = on_leasing
-        self._on_loading = on_loading
+        self._on_step = on_step
         self._id = secrets.token_hex(4)
         self._lease_lost = trio.Event()
         self._borrowed: dict[str, Borrowed] = {}
         self._partings = partings or Partings()
+        self._own = OwnPart(placement.part, placement.manifest, emit, self._show_pull)
         self._digesting = Headway({})
-        self._headway = Headway(_weight_bytes(placement.plan))
+        self._pulling = Pulling()
+        self._headway = Headway(placement.plan.weight_bytes)
         self.failed: set[PeerId] = set()
         """Lenders that granted no lease, or ended theirs."""
 
@@ -111,10 +115,15 @@ class Deployment:
         Always ends in a `MeshError` that says what broke: `LeaseRefused`, `LeaseLost`,
         `RingLost`, `EngineFailed`.
         """
-        files = [self._file(suffix) for suffix in ("roots", "report", "ring")]
+        files = [self._file(suffix) for suffix in ("roots", "report", "ring", "presence")]
         try:
             async with bare_nursery() as nursery:
-                endpoints = await self._open_endpoints(nursery)
+                async with bare_nursery() as at_once:
+                    await self._own.relay()
+                    at_once.start_soon(self._own.fetch)
+                    endpoints = await self._open_endpoints(nursery)
+                await self._own.keep_told()
+                await self._own.tell_proof()
                 ring = self._ring(endpoints)
                 nursery.start_soon(ring.run)
                 try:
@@ -127,13 +136,31 @@ class Deployment:
                         await self._lease_lost.wait()
                         await trio.sleep_forever()
                     raise ring.loss or error from None
+        except RingLost as lost:
+            # Not where a worker died: that ends a deployment as a `LeaseLost`, and parts nobody.
+            self._partings.note(lost.pair)
+            raise
         except WeightsUnread as error:
             raise WeightsUnread(self._name_lenders(str(error))) from None
+        except WeightsAbsent as error:
+            raise WeightsAbsent(self._name_lenders(error.what), error.tensor) from None
         finally:
             for file in files:
                 file.unlink(missing_ok=True)
 
     async def _serve(
+        self, endpoints: dict[str, str], ring: Path | None, on_ready: Callable[[Deployed], None]
+    ) -> NoReturn:
+        """Loads again where the engine lacks what the plan did not know that this machine needs."""
+        while True:
+            try:
+                await self._run_server(endpoints, ring, on_ready)
+            except WeightsAbsent as absent:
+                what = self._name_lenders(absent.what)
+                if not await self._own.fetch_lacking(absent, what):
+                    raise
+
+    async def _run_server(
         self, endpoints: dict[str, str], ring: Path | None, on_ready: Callable[[Deployed], None]
     ) -> NoReturn:
         """Runs llama-server to its end, which is an `EngineFailed`."""
@@ -155,11 +182,19 @@ class Deployment:
 
     def _check_files(self) -> None:
         """The digests were of the files as they were; llama-server has read them since."""
-        manifest = self._placement.manifest
+        manifest = self._own.manifest
         if manifest is None:
             return
         if tuple(stamp(Path(file.path)) for file in manifest.files) != manifest.files:
             raise FileChanged(f"{self._placement.model} changed while it was loaded")
+
+    def _show_pull(self, progress: WorkerProgress) -> None:
+        news = self._pulling.take(progress, trio.current_time())
+        if news is not None:
+            self._emit(Event(Kind.PROGRESS, news, asdict(progress)))
+        name = self._placement.model_name
+        text = f"each machine is pulling its part of {name}{self._pulling.text}"
+        self._on_step(Stage.PULLING, text, self._pulling.done, self._pulling.workers)
 
     # -- leases -------------------------------------------------------------------------------
 
@@ -185,13 +220,19 @@ class Deployment:
         session = lender.session
         assert session is not None
 
-        def on_progress(done_bytes: int, total_bytes: int) -> None:
+        def on_progress(progress: Progress) -> None:
+            worker = WorkerProgress(lender.name, progress.done_bytes, progress.total_bytes)
+            if progress.pulls:
+                self._show_pull(worker)
+                return
+            self._digesting.take((worker,))
             text = f"{lender.name} is digesting its copy of {self._placement.model_name}"
-            self._digesting.take((WorkerProgress(lender.name, done_bytes, total_bytes),))
-            self._on_leasing(text, self._digesting.done, self._digesting.workers)
+            self._on_step(Stage.LEASING, text, self._digesting.done, self._digesting.workers)
 
         with self._noting_failure_of(session.peer):
             async with borrow(session, self._request(lender), on_progress) as borrowed:
+                teller = f"{lender.name} ({session.peer.short})"
+                self._own.hear(lender.name, teller, borrowed.granted.digests)
                 service = RPC_SERVICE + borrowed.granted.lease
 
                 async def open_rpc() -> Stream:
@@ -216,7 +257,8 @@ class Deployment:
 
     def _request(self, lender: Lender) -> LeaseRequest:
         placement = self._placement
-        assert placement.manifest is not None
+        wanted = placement.part.wanted if placement.part else placement.manifest
+        assert wanted is not None
         assert lender.facts is not None
         share_bytes = sum(
             share.total_bytes for share in placement.plan.shares if share.node == lender.name
@@ -226,7 +268,8 @@ class Deployment:
             engine_key=self._engine.key,
             model=placement.model_name,
             memory_bytes=min(wanted_bytes, max(share_bytes, lender.facts.usable_bytes)),
-            wanted=to_wire(placement.manifest),
+            wanted=to_wire(wanted),
+            order=placement.part.order(lender.name) if placement.part else b"",
         )
 
     def _tell_grant(self, lender: Lender, borrowed: Borrowed) -> None:
@@ -279,18 +322,29 @@ class Deployment:
             report=self._file("report") if endpoints else None,
             output_device=plan.output.device,
             ring=ring,
+            presence=self._write_presence(),
             wire_type=placement.wire_type,
             extra=placement.engine_options,
         )
 
     def _write_roots(self) -> Path | None:
-        manifest = self._placement.manifest
+        manifest, part = self._own.manifest, self._placement.part
         if manifest is None:
             return None
-        if any("\n" in file.path for file in manifest.files):
-            raise ModelError(f"{manifest.files[0].path!r} has a line break in its name: rename it")
-        path = self._file("roots")
-        text = "".join(f"{manifest.root}\t{file.path}\n" for file in manifest.files)
+        root = part.root if part else manifest.root
+        return self._write("roots", engine_roots(root, [file.path for file in manifest.files]))
+
+    def _write_presence(self) -> Path | None:
+        """What of this machine's files is no hole, so that the engine takes none for weights."""
+        if self._placement.part is None:
+            return None
+        assert self._own.manifest is not None
+        return self._write(
+            "presence", engine_presence(self._placement.part.held(self._own.manifest))
+        )
+
+    def _write(self, suffix: str, text: str) -> Path:
+        path = self._file(suffix)
         write_durably(path, text.encode(errors="surrogateescape"))
         return path
 
@@ -317,7 +371,7 @@ class Deployment:
             text = f"{worker.node} has loaded {loaded} of {total}"
             self._emit(Event(Kind.PROGRESS, text, asdict(worker)))
         text = f"loading {self._placement.model_name}"
-        self._on_loading(text, done, self._headway.workers)
+        self._on_step(Stage.LOADING, text, done, self._headway.workers)
 
     def _rpc_socket(self, index: int) -> Path:
         return socket_path(self._runtime_folder, f"to-{self._id}-{index}.sock")
@@ -329,11 +383,3 @@ class Deployment:
 def _names(endpoints: Mapping[str, str]) -> dict[str, str]:
     """Lenders by their endpoints."""
     return {endpoint: name for name, endpoint in endpoints.items()}
-
-
-def _weight_bytes(plan: Plan) -> Counter[str]:
-    """What the plan gives each node to load, on all of its devices."""
-    weight_bytes: Counter[str] = Counter()
-    for share in plan.shares:
-        weight_bytes[share.node] += share.weight_bytes
-    return weight_bytes

@@ -11,11 +11,14 @@ from meshnode.config import ServeConfig, human_bytes
 from meshnode.errors import ModelError, ResourceError
 from meshnode.models.facts import ModelFacts
 from meshnode.models.shelf import Shelf
+from meshnode.models.store.slice import refuse_part
 from meshnode.models.vocabulary import difference, read_vocabulary
 from meshnode.pipeline.costs import costs_of, plan_model
 from meshnode.pipeline.plan import Plan, PlanNode
 from meshnode.pipeline.speculation import (
+    DRAFT_MODELS,
     NO_DEVICE,
+    PROJECTOR_FILES,
     Circumstances,
     Speculation,
     check_speculation,
@@ -46,9 +49,17 @@ class Guests:
         there or guesses in other tokens, before anything is started."""
         check_speculation(config.speculate, config.engine_options)
         self._config = config
+        for path in named_files(config.engine_options):
+            refuse_part(path)
         self._draft: ModelFacts | None = None
         if config.speculate not in _BY_RULE:
             self._draft = _find_draft(config.speculate, shelf, model)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Of the models that llama-server reads beside the main one."""
+        draft = () if self._draft is None else self._draft.files
+        return (*draft, *named_files(self._config.engine_options))
 
     def choose_device(self, local: PlanNode, ctx_tokens: int, slots: int) -> str:
         """An accelerator of this machine with room for the guests, else its CPU."""
@@ -123,12 +134,23 @@ def _ends_here(plan: Plan) -> bool:
 
 def _projector_bytes(engine_options: Sequence[str]) -> int:
     """The size of the file, which is most of what it takes; llama-server tells if it is not one."""
+    sizes = (path.stat().st_size for path in _files(engine_options, PROJECTOR_FILES))
+    return next(sizes, 0)
+
+
+def named_files(engine_options: Sequence[str]) -> tuple[Path, ...]:
+    """The models that stand after `--`, where they are files."""
+    return _files(engine_options, DRAFT_MODELS | PROJECTOR_FILES)
+
+
+def _files(engine_options: Sequence[str], names: frozenset[str]) -> tuple[Path, ...]:
+    found = []
     for option, value in pairwise((*engine_options, "")):
         name, separator, joined = option.partition("=")
-        if name in ("-mm", "--mmproj"):
-            path = Path(joined if separator else value)
-            return path.stat().st_size if path.is_file() else 0
-    return 0
+        path = Path(joined if separator else value)
+        if name.replace("_", "-") in names and path.is_file():
+            found.append(path)
+    return tuple(found)
 
 
 def _less(usable_bytes: int, needed_bytes: int) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from meshnode.config import human_duration
 from meshnode.gateway.view import WorkerProgress
+from meshnode.models.forecast import Forecast, Outlook
 
 STEPS = 4
 """A worker's load is told of in quarters; the last one is told by what it read, once all is."""
@@ -41,6 +44,40 @@ class Headway:
         self._latest[report.node] = now
         passed = _steps(now) > (_steps(before) if before else 0)
         return now if passed and _steps(now) < STEPS else None
+
+
+class Pulling:
+    """The same of machines that pull their parts, and how long they will."""
+
+    def __init__(self) -> None:
+        self._headway = Headway({})
+        self._forecasts: defaultdict[str, Forecast] = defaultdict(Forecast)
+        self._outlooks: dict[str, Outlook] = {}
+
+    @property
+    def workers(self) -> tuple[WorkerProgress, ...]:
+        return self._headway.workers
+
+    @property
+    def done(self) -> float | None:
+        return self._headway.done
+
+    @property
+    def text(self) -> str:
+        """How long the last of them will take; nothing where one cannot be foreseen."""
+        etas_s = [outlook.eta_s for outlook in self._outlooks.values()]
+        known_s = [eta_s for eta_s in etas_s if eta_s is not None]
+        longest_s = max(known_s, default=0.0)
+        if len(known_s) < len(etas_s) or not longest_s:
+            return ""
+        return f": {human_duration(longest_s)} left"
+
+    def take(self, report: WorkerProgress, now: float) -> str | None:
+        """A sentence where it has come a quarter further."""
+        outlook = self._forecasts[report.node].take(report.done_bytes, report.total_bytes, now)
+        self._outlooks[report.node] = outlook
+        news = self._headway.take((report,))
+        return f"{report.node} pulls its part: {outlook}" if news else None
 
 
 def _steps(worker: WorkerProgress) -> int:

@@ -17,7 +17,9 @@ from enum import Enum
 
 from meshnode.errors import UsageError
 
-_RANGE = re.compile(r"(?P<node>[^=]+)=(?P<first>\d{1,5}|output)(?::(?P<last>\d{1,5}|output))?")
+_RANGE = re.compile(
+    r"(?P<node>[^=]+)=(?P<first>[0-9]{1,5}|output)(?::(?P<last>[0-9]{1,5}|output))?"
+)
 _FORM = "write it like local=0:3,NAME=4:output"
 
 
@@ -57,6 +59,8 @@ def take_output_wish(
     the local CPU: an accelerator of the local node holds it as the last of the items."""
     rest = tuple(given for given in ranges if given.node != local or given.first is not None)
     if len(rest) < len(ranges) and (not has_gpu or local in {given.node for given in rest}):
+        if any(given.last is None for given in rest):
+            raise _given_twice(as_line(ranges), "the output")
         return OutputWish.HERE, rest
     names_it = any(given.last is None for given in ranges)
     return OutputWish.THERE if names_it else OutputWish.EITHER, tuple(ranges)
@@ -104,42 +108,59 @@ def to_items(
     for given in ranges:
         if given.node not in known:
             raise UsageError(
-                f"--layers names {given.node!r}, which is no node here: there are "
+                f"--layers {_marked(ranges, given)}: {given.node!r} is no node here: there are "
                 + ", ".join(nodes)
             )
         start = n_layers if given.first is None else given.first
         stop = n_layers + 1 if given.last is None else given.last + 1
         if start >= stop or (stop > n_layers and given.last is not None):
             raise UsageError(
-                f"--layers: {given.node} cannot have {_shown(given)}: the model's layers are 0 to "
-                f"{n_layers - 1}, then output"
+                f"--layers {_marked(ranges, given)}: {given.node} cannot have {_shown(given)}: the "
+                f"model's layers are 0 to {n_layers - 1}, then output"
             )
         items.append(ItemRange(given.node, start, stop))
     items.sort(key=lambda item: item.start)
     if len({item.node for item in items}) != len(items):
-        raise UsageError("--layers names a node twice: a node holds one range")
+        raise UsageError(f"--layers {as_line(ranges)} names a node twice: a node holds one range")
     if items and items[-1].stop == n_layers:  # the output goes with the last layer
         items[-1] = ItemRange(items[-1].node, items[-1].start, n_layers + 1)
-    _check_cover(items, n_layers)
+    _check_cover(items, n_layers, as_line(ranges))
     return tuple(items)
 
 
-def _check_cover(items: Sequence[ItemRange], n_layers: int) -> None:
+def _check_cover(items: Sequence[ItemRange], n_layers: int, line: str) -> None:
     next_item = 0
     for item in items:
         if item.start > next_item:
-            raise UsageError(f"--layers leaves out layer {next_item}: give it to a node")
+            raise UsageError(f"--layers {line} leaves out layer {next_item}: give it to a node")
         if item.start < next_item:
-            raise UsageError(f"--layers gives layer {item.start} to two nodes: give it to one")
+            what = "the output" if item.start == n_layers else f"layer {item.start}"
+            raise _given_twice(line, what)
         next_item = item.stop
     if next_item <= n_layers:
-        raise UsageError(f"--layers leaves out layer {next_item}: give it to a node")
+        raise UsageError(f"--layers {line} leaves out layer {next_item}: give it to a node")
+
+
+def _given_twice(line: str, what: str) -> UsageError:
+    return UsageError(f"--layers {line} gives {what} to two nodes: give it to one")
+
+
+def as_line(ranges: Sequence[LayerRange]) -> str:
+    """The ranges as they are written."""
+    return ",".join(f"{given.node}={_shown(given)}" for given in ranges)
+
+
+def _marked(ranges: Sequence[LayerRange], wrong: LayerRange) -> str:
+    """The same, with the one that is meant in brackets."""
+    return ",".join(
+        f"[{as_line([given])}]" if given is wrong else as_line([given]) for given in ranges
+    )
 
 
 def _shown(given: LayerRange) -> str:
     first = "output" if given.first is None else given.first
     last = "output" if given.last is None else given.last
-    return f"{first}:{last}"
+    return f"{first}" if first == last else f"{first}:{last}"
 
 
 def apportion(

@@ -11,6 +11,7 @@ import secrets
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,16 @@ from meshnode.errors import (
     out_of_files,
 )
 from meshnode.events import Emit, Event, Kind
-from meshnode.membership import Hearing
+from meshnode.local_paths import without_paths
 from meshnode.messages import MANIFEST_MESSAGE_BYTES, MessageStream
-from meshnode.models.manifest import BadManifest, from_wire_untrusted, offered_files
-from meshnode.models.shelf import LocalMatch, Progress, Shelf
-from meshnode.nurseries import accompanied_by, bare_nursery
+from meshnode.models.manifest import offered_files
+from meshnode.models.shelf import Shelf
+from meshnode.models.store.slice import in_use
+from meshnode.nurseries import bare_nursery
 from meshnode.paths import socket_path
+from meshnode.pipeline.figures import Figures
 from meshnode.pipeline.inventory import Inventory, is_gpu, keep_reserve
+from meshnode.pipeline.matching import Fetch, Matched, Matching
 from meshnode.pipeline.protocol import (
     MAX_REPORTED_TENSORS,
     PUSH_SERVICE,
@@ -73,13 +77,12 @@ PUSH_SOCKETS = ("in.sock", "out.sock")  # no longer than the one above: paths ar
 
 @dataclass(frozen=True)
 class Lease:
-    """Reserved memory: whose, for which tensors, behind which socket, between which neighbours."""
+    """Reserved memory: whose, for which model, behind which socket, between which neighbours."""
 
     id: str
     owner: PeerId
     model: str
     memory_bytes: int
-    wanted: bytes
     socket: Path
     ends: LeaseEnds = field(compare=False)
 
@@ -100,13 +103,17 @@ class LeaseDesk:
         emit: Emit,
         sandbox: Sandbox = UNCONFINED,
         reach: Reach = reach_nobody,
+        fetch: Fetch | None = None,
+        figures: Figures | None = None,
     ) -> None:
+        """fetch: None where this worker pulls nothing. figures: None where nothing is measured."""
         self._name = name
         self._engine = engine
         self._inventory = inventory
         self._names = _chosen(inventory.devices, lend.devices)
         self._lend = lend
         self._shelf = shelf
+        self._matching = Matching(shelf, fetch)
         self._runtime_folder = runtime_folder
         self._log_folder = log_folder
         self._emit = emit
@@ -117,23 +124,27 @@ class LeaseDesk:
         self._server_pids: set[int] = set()
         self._unheard: Counter[PeerId] = Counter()
         self._use = LeaseUse()
-        self._reading = Hearing()  # manifests: one of 25,000 tensors takes a tenth of a second
+        self._figures = figures
 
     @property
     def leases(self) -> tuple[Lease, ...]:
         return tuple(self._leases.values())
 
-    def facts(self) -> WorkerFacts:
+    def facts(self, asker: PeerId | None = None) -> WorkerFacts:
         return WorkerFacts(
             name=self._name,
             engine_key=self._engine.key,
             backend=self._engine.backend,
             usable_bytes=self.usable_bytes(),
             devices=tuple(
-                DeviceFacts(d.name, d.description, is_gpu(d), d.total_bytes, d.free_bytes)
+                DeviceFacts(
+                    *(d.name, d.description, is_gpu(d), d.total_bytes, d.free_bytes),
+                    speed=self._figures.speed(d) if self._figures else None,
+                )
                 for d in self._lent_devices()
             ),
             models=tuple(printable(name) for name in self._shelf.names()),
+            ways=self._figures.ways(asker) if self._figures else (),
         )
 
     def usable_bytes(self) -> int:
@@ -188,12 +199,14 @@ class LeaseDesk:
             request = await self._hear_request(stream.peer, messages)
             if request.get("op") == "facts":
                 with trio.fail_after(REQUEST_TIMEOUT_S):
+                    await self._be_measured(fresh=request.get("fresh") is True)
                     await self._inventory.refresh()
-                    await messages.send(self.facts().to_message())
+                    await messages.send(self.facts(stream.peer).to_message())
                     await stream.send_eof()
             elif request.get("op") == "lease":
-                await self._inventory.refresh()
-                await self._serve_lease(stream, messages, request)
+                with self._figures.computing() if self._figures else nullcontext():
+                    await self._inventory.refresh()
+                    await self._serve_lease(stream, messages, request)
             else:
                 raise BadMessage("the peer asks for an operation this version does not know")
         except NetworkError as error:
@@ -215,6 +228,13 @@ class LeaseDesk:
             if not self._unheard[peer]:
                 del self._unheard[peer]
 
+    async def _be_measured(self, *, fresh: bool) -> None:
+        """Somebody plans: with what is known, or with what can be found out first."""
+        if self._figures and fresh:
+            await self._figures.settle()
+        elif self._figures:
+            self._figures.want()
+
     async def serve_rpc(self, stream: Stream) -> None:
         lease = self._leases.get(stream.service.removeprefix(RPC_SERVICE))
         if lease is None or lease.owner != stream.peer:
@@ -231,11 +251,15 @@ class LeaseDesk:
         async with bare_nursery() as nursery:
             nursery.start_soon(self.pushing.hear_owner, messages, ends, nursery)
             try:
-                lease = self._reserve(ends, parse_lease_request_untrusted(message))
+                request = parse_lease_request_untrusted(message)
+                lease = self._reserve(ends, request)
                 try:
                     reached("lease.reserved")
-                    match = await self._match(messages, lease)
-                    await self._lend_until_end(messages, lease, match)
+                    matched = await self._matching.match(
+                        lease.owner, lease.model, request.wanted, request.order, messages
+                    )
+                    with in_use(offered_files(matched.local.engine_manifest)):
+                        await self._lend_until_end(messages, lease, matched)
                 finally:
                     reached("end.lease")
                     del self._leases[lease.id]
@@ -246,7 +270,9 @@ class LeaseDesk:
                 error = out_of_files(caught) or caught
                 if isinstance(error, OSError):
                     raise
-                await _say(messages, {"event": "refused", "reason": str(error)[:500]})
+                log.info("a lease of %s is refused: %s", stream.peer.short, error)
+                reason = without_paths(str(error), (*self._shelf.folders, self._log_folder))
+                await _say(messages, {"event": "refused", "reason": reason[:500]})
             await stream.send_eof()
             nursery.cancel_scope.cancel()
 
@@ -278,37 +304,17 @@ class LeaseDesk:
             owner=owner,
             model=request.model,
             memory_bytes=request.memory_bytes,
-            wanted=request.wanted,
             socket=socket_path(self._runtime_folder, f"rpc-{lease_id}/{RPC_SOCKET}"),
             ends=ends,
         )
         self._leases[lease_id] = lease
         return lease
 
-    async def _match(self, messages: MessageStream, lease: Lease) -> LocalMatch:
-        """The model's tensors as our files have them; a first digest is told as it goes."""
-        async with self._reading.of(lease.owner):
-            try:
-                wanted = from_wire_untrusted(lease.wanted)
-            except BadManifest as error:
-                raise BadMessage(str(error)) from None
-        progress = Progress()
-
-        async def tell() -> None:
-            while True:
-                done_bytes, total_bytes = await progress.next()
-                await messages.send(
-                    {"event": "progress", "done_bytes": done_bytes, "total_bytes": total_bytes}
-                )
-
-        async with accompanied_by(tell):
-            match = await self._shelf.match(wanted, lease.model, progress)
-        return match
-
     async def _lend_until_end(
-        self, messages: MessageStream, lease: Lease, match: LocalMatch
+        self, messages: MessageStream, lease: Lease, matched: Matched
     ) -> None:
         """Runs the rpc-server, until it ends by itself or we are cancelled."""
+        match = matched.local
         folder = lease.socket.parent  # its own: all that the rpc-server may change
         folder.mkdir(mode=0o700)
         manifest = folder / "manifest"
@@ -320,7 +326,7 @@ class LeaseDesk:
             async with open_rpc_server(
                 self._engine,
                 lease.socket,
-                manifest=manifest if match.usable_count else None,
+                manifest=manifest if match.usable else None,
                 memory_limit_bytes=lease.memory_bytes,
                 devices=self._names,
                 threads=self._lend.threads,
@@ -333,7 +339,7 @@ class LeaseDesk:
                 reached("lease.started")
                 try:
                     self.pushing.begin(lease.id, lease.ends, sockets)
-                    await _say(messages, _granted(lease.id, match, sockets).to_message())
+                    await _say(messages, _granted(lease.id, matched, sockets).to_message())
                     self._tell(lease, f"lent {human_bytes(lease.memory_bytes)} for {lease.model}")
                     reason = await self._until_over(lease, child)
                 finally:
@@ -370,14 +376,16 @@ async def _say(messages: MessageStream, message: Mapping[str, Any]) -> None:
         await messages.send(message)
 
 
-def _granted(lease_id: str, match: LocalMatch, sockets: PushSockets | None) -> Granted:
+def _granted(lease_id: str, matched: Matched, sockets: PushSockets | None) -> Granted:
+    match = matched.local
     return Granted(
         lease=lease_id,
-        usable_count=match.usable_count,
+        usable_count=len(match.usable),
         missing_count=match.missing_count,
         differing_count=len(match.differing),
         differing=match.differing[:MAX_REPORTED_TENSORS],
         ring=RING_VERSION if sockets else 0,
+        digests=matched.digests,
     )
 
 

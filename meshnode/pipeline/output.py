@@ -37,20 +37,27 @@ LAST_WORKER = OutputChoice()
 
 @dataclass(frozen=True)
 class LastWorker:
-    """The lender that holds the last layers. `bytes_per_s`: of its link, where that is known."""
+    """The lender that holds the last layers. `bytes_per_s`: of its link, `reads_bytes_per_s`: of
+    its device, where those are known."""
 
     name: str
     is_gpu: bool
     bytes_per_s: float | None
+    reads_bytes_per_s: float | None = None
 
 
-def choose_output(model: PlanModel, last: LastWorker, device: str) -> OutputChoice:
-    """The cheaper of the two, for one token."""
+def choose_output(
+    model: PlanModel, last: LastWorker, device: str, reads_bytes_per_s: float | None = None
+) -> OutputChoice:
+    """The cheaper of the two, for one token. `reads_bytes_per_s`: of the local CPU, if known."""
     logits_bytes = model.n_vocab * _FLOAT_BYTES
     hidden_bytes = model.n_embd * _FLOAT_BYTES
     wire_bytes_per_s = last.bytes_per_s or LINK_BYTES_PER_S
-    home_s = model.output_bytes / CPU_BYTES_PER_S + hidden_bytes / wire_bytes_per_s
-    away_rate = GPU_BYTES_PER_S if last.is_gpu else CPU_BYTES_PER_S
+    home_s = (
+        model.output_bytes / (reads_bytes_per_s or CPU_BYTES_PER_S)
+        + hidden_bytes / wire_bytes_per_s
+    )
+    away_rate = last.reads_bytes_per_s or (GPU_BYTES_PER_S if last.is_gpu else CPU_BYTES_PER_S)
     away_s = model.output_bytes / away_rate + logits_bytes / wire_bytes_per_s
     sizes = (
         f"a token is {human_bytes(hidden_bytes)} on the wire instead of "

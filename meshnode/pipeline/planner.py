@@ -2,32 +2,150 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-from meshnode.config import Split, human_bytes
-from meshnode.engine import abilities
+from meshnode.config import Objective, Split, human_bytes
 from meshnode.errors import ResourceError, UsageError
-from meshnode.pipeline.costs import Costs, costs_of
-from meshnode.pipeline.fill import Place, Portion, fill, left_over_bytes
-from meshnode.pipeline.layers import ItemRange, OutputWish, apportion, take_output_wish, to_items
+from meshnode.pipeline.fastest import load_for
+from meshnode.pipeline.layers import OutputWish, take_output_wish
 from meshnode.pipeline.output import LastWorker, OutputChoice, choose_output
-from meshnode.pipeline.plan import Plan, PlanNode, PlanRequest, Share
+from meshnode.pipeline.placing import Placing
+from meshnode.pipeline.plan import Plan, PlanRequest
+from meshnode.pipeline.predict import NOTHING_MOVES, Moving, plan_s, pricing_of
+from meshnode.pipeline.reasons import explain, explain_output, explain_pulls
+from meshnode.pipeline.work import Load
 
-MAX_DEVICES = abilities.MAX_DEVICES - 1
-"""`--tensor-split` takes fewer numbers than llama_max_devices()."""
+MUCH_FASTER = 0.85
+"""Of the time that the running plan takes."""
+NEARLY_AS_FAST = 1.05
+"""Of the time that the fastest plan takes: what may be given for having less to pull."""
+MOVING_PARTS = (1.0, 0.2, NEARLY_AS_FAST - 1)
+"""Of that time, what having all of the model to pull counts for, one after another."""
+MANY_NODES = 16
+"""Of more, the last of these alone is tried: a search among fifty takes a twentieth of a second."""
+OUTPUT_LESS_MOVED = "the output stays here: so there is less to pull"
 
 
 def make_plan(request: PlanRequest) -> Plan:
     """Raises `UsageError` for an override llama.cpp cannot place, `ResourceError` for a model that
     does not fit. `ValueError` for nodes that are none: two of a name, not one local with a CPU."""
+    objective = _objective(request)
+    if objective in (None, Objective.MEMORY):
+        plan = _plan_by_memory(request)
+    else:
+        plan = _fastest_plan(request, load_for(objective))
+    return replace(plan, why=(*plan.why, *explain_pulls(request, plan)))
+
+
+def is_worth_a_restart(request: PlanRequest, running: Plan, found: Plan) -> bool:
+    """Whether what was found is so much faster than what runs that a restart pays: measurements
+    differ from one to the next. Where nothing is searched for, any other plan is a better one."""
+    objective = _objective(request)
+    names = {node.name for node in request.nodes}
+    known = all(share.node in names for share in running.shares)
+    if objective in (None, Objective.MEMORY) or not known:
+        return True
+    load = load_for(objective)
+    return plan_s(request, found, load) < MUCH_FASTER * plan_s(request, running, load)
+
+
+def _objective(request: PlanRequest) -> Objective | None:
+    """What is to be searched for; None where a layout was ordered, or speeds are not known."""
+    by_hand = request.layers is not None or request.tensor_split is not None
+    if request.objective is not None and (by_hand or request.split is Split.ALWAYS):
+        name = "--split always" if not by_hand else "a layout by hand"
+        raise UsageError(f"--for {request.objective.value} and {name} exclude each other: drop one")
+    if by_hand or request.split is not Split.AUTO:
+        return None
+    if request.objective is None and request.is_measured:
+        return Objective.LATENCY
+    return request.objective
+
+
+def _fastest_plan(request: PlanRequest, load: Load) -> Plan:
+    """The plan that does the load soonest, wherever the output computes then; or one that is nearly
+    as good, and moves less."""
+    away = Placing(request)
+    away.check_host()
+    home = Placing(request, output_at_home=True) if request.output_may_stay else None
+    best = _search(request, load, away, home)
+    if best is None:
+        return _plan_by_memory(replace(request, objective=None))
+    plan, is_exact = best
+    others = [plan for plan in (_spread_plan(request), _alone_plan(request)) if plan]
+    frugal = _moving_less(request, load, away, home, plan)
+    if frugal is None:
+        return explain(request, load, plan, others, is_exact=is_exact)
+    return explain(request, load, frugal, others, is_exact=is_exact, fastest=plan)
+
+
+def _search(
+    request: PlanRequest,
+    load: Load,
+    away_planner: Placing,
+    home_planner: Placing | None,
+    moving: Moving = NOTHING_MOVES,
+) -> tuple[Plan, bool] | None:
+    """The fastest, and whether nothing is faster; None where there is no room."""
+    pricing = pricing_of(request, load, moving)
+    away = away_planner.fastest(pricing)
+    home = home_planner.fastest(pricing) if home_planner else None
+    if home and home_planner and (away is None or home.cost_s < away.cost_s):
+        plan = home_planner.build(home.portions)
+        why = OUTPUT_LESS_MOVED if moving else explain_output(request.model, load, home, away)
+        return replace(plan, output=OutputChoice(plan.shares[0].device, why)), home.is_exact
+    return (away_planner.build(away.portions), away.is_exact) if away else None
+
+
+def _moving_less(
+    request: PlanRequest, load: Load, away: Placing, home: Placing | None, fastest: Plan
+) -> Plan | None:
+    """One that is as fast but for a few per cent, with less to pull; None where there is none.
+
+    What a node lacks of an item is counted as if it took time to compute, less and less, until what
+    is found then is fast enough: the last is, whatever it moves.
+    """
+    stock = request.stock
+    if stock is None or not (most_bytes := sum(stock.missing_bytes(fastest.shares).values())):
+        return None
+    missing = {node.name: stock.missing_sums(node.name) for node in request.nodes}
+    if len(set(missing.values())) == 1:
+        return None  # wherever an item lies it is to be pulled
+    fastest_s = plan_s(request, fastest, load)
+    for part in MOVING_PARTS if len(request.nodes) <= MANY_NODES else MOVING_PARTS[-1:]:
+        byte_s = part * fastest_s / max(1.0, *(row[-1] for row in missing.values()))
+        moving = {node: tuple(byte_s * size for size in row) for node, row in missing.items()}
+        found = _search(request, load, away, home, moving)
+        if found is None or plan_s(request, found[0], load) > NEARLY_AS_FAST * fastest_s:
+            continue
+        if sum(stock.missing_bytes(found[0].shares).values()) < most_bytes:
+            return found[0]
+    return None
+
+
+def _spread_plan(request: PlanRequest) -> Plan | None:
+    """Over all machines in proportion to their memory: what the fastest is compared with."""
+    try:
+        return _plan_by_memory(replace(request, objective=Objective.MEMORY))
+    except ResourceError:
+        return None
+
+
+def _alone_plan(request: PlanRequest) -> Plan | None:
+    try:
+        return _plan_by_memory(replace(request, objective=None, split=Split.NEVER))
+    except ResourceError:
+        return None
+
+
+def _plan_by_memory(request: PlanRequest) -> Plan:
     wish, request = _output_wish(request)
     try:
-        away = _Planner(request).plan()
+        away = Placing(request).plan()
     except ResourceError:
         if wish is OutputWish.THERE:
             raise
-        return _with_output_at_home(request) or _Planner(request).plan()
+        return _with_output_at_home(request) or Placing(request).plan()
     if wish is OutputWish.THERE or _last_worker(request, away) is None:
         return away
     home = _with_output_at_home(request)
@@ -42,7 +160,9 @@ def make_plan(request: PlanRequest) -> Plan:
         return replace(home, output=replace(home.output, why="the output stays here, as told"))
     last = _last_worker(request, home)
     assert last is not None
-    choice = choose_output(request.model, last, home.output.device)
+    cpu = next(device for device in request.local.devices if not device.is_gpu).measured
+    reads = cpu.decode_bytes_per_s if cpu else None
+    choice = choose_output(request.model, last, home.output.device, reads)
     return replace(home if choice.device else away, output=choice)
 
 
@@ -61,7 +181,7 @@ def _output_wish(request: PlanRequest) -> tuple[OutputWish, PlanRequest]:
 def _with_output_at_home(request: PlanRequest) -> Plan | None:
     """A plan whose last layers are a lender's and whose output is the local CPU's, if there is."""
     try:
-        plan = _Planner(request, output_at_home=True).plan()
+        plan = Placing(request, output_at_home=True).plan()
     except ResourceError:
         return None
     last = _last_worker(request, plan)
@@ -79,247 +199,7 @@ def _last_worker(request: PlanRequest, plan: Plan) -> LastWorker | None:
     if node.is_local:
         return None
     device = next(device for device in node.devices if device.name == share.device)
-    return LastWorker(node.name, device.is_gpu, node.bytes_per_s)
-
-
-class _Planner:
-    """One request being planned. `output_at_home`: the output item costs nothing where it is
-    counted, and all of it on the local CPU."""
-
-    def __init__(self, request: PlanRequest, *, output_at_home: bool = False) -> None:
-        self._request = request
-        self._output_at_home = output_at_home
-        self._n_layers = request.model.n_layers
-        self._n_items = self._n_layers + 1
-        local = [node for node in request.nodes if node.is_local]
-        cpus = [device for node in local for device in node.devices if not device.is_gpu]
-        if len(local) != 1 or len(cpus) != 1:
-            raise ValueError("one node is local and has one CPU")
-        if len({node.name for node in request.nodes}) != len(request.nodes):
-            raise ValueError("two nodes have one name")
-        self._local = local[0]
-        self._lenders = tuple(node for node in request.nodes if not node.is_local)
-        self._costs = self._costs_with(output_shared=False)
-        self._cpu = Place(
-            self._local.name, cpus[0].name, cpus[0].usable_bytes, self._costs.host_bytes
-        )
-        self._gpus = tuple(
-            Place(self._local.name, device.name, device.usable_bytes)
-            for device in self._local.devices
-            if device.is_gpu
-        )
-
-    def _costs_with(self, *, output_shared: bool) -> Costs:
-        request = self._request
-        return costs_of(
-            request.model,
-            ctx_tokens=request.ctx_tokens,
-            slots=request.slots,
-            kv_type=request.kv_type,
-            output_shared=output_shared,
-            output_at_home=self._output_at_home,
-        )
-
-    def plan(self) -> Plan:
-        request = self._request
-        host_missing_bytes = self._costs.host_bytes - self._cpu.usable_bytes
-        if host_missing_bytes > 0:
-            raise ResourceError(
-                f"{self._local.name} has no room for the token embedding of {request.model.name}, "
-                f"which stays on it: {human_bytes(host_missing_bytes)} are missing; free some, or "
-                "serve from a larger machine"
-            )
-        if request.layers is not None or request.tensor_split is not None:
-            return self._plan(self._overridden())
-        if request.split is not Split.ALWAYS:
-            portions = self._on_local(0, self._n_items)
-            if portions is not None:
-                return self._plan(portions)
-            if request.split is Split.NEVER or not self._lenders:
-                raise self._too_small((self._local,))
-        return self._plan(self._spread())
-
-    # -- by memory ----------------------------------------------------------------------------
-
-    def _on_local(self, start: int, stop: int) -> list[Portion] | None:
-        """Items on the local node: its accelerators, and the CPU for what these cannot take."""
-        if self._gpus:
-            return self._with_spill(self._gpus, start, stop)
-        whole = (start, stop) == (0, self._n_items)
-        costs = self._costs_with(output_shared=True) if whole else self._costs
-        return fill(costs, [self._cpu], start, stop)
-
-    def _with_spill(self, places: Sequence[Place], start: int, stop: int) -> list[Portion] | None:
-        """As few items on the local CPU as the other places allow; it takes the first ones only."""
-        for first in range(start, stop + 1 if start == 0 else start + 1):
-            rest = fill(self._costs, places, first, stop)
-            if rest is not None:
-                on_cpu = fill(self._costs, [self._cpu], start, first)
-                return None if on_cpu is None else on_cpu + rest
-        return None
-
-    def _spread(self) -> list[Portion]:
-        """Over the local node and the lenders; the smallest of these stay out where there are more
-        than the engine takes, or where `always` could not give each a layer."""
-        always = self._request.split is Split.ALWAYS
-        if always and not self._lenders:
-            raise ResourceError(
-                "--split always needs a second node: start `mesh worker` on another machine"
-            )
-        lenders = list(self._lenders)
-        while lenders:
-            too_many = always and len(lenders) >= self._n_layers
-            if not too_many and self._n_devices(lenders) <= MAX_DEVICES:
-                # A small orchestrator may hold no layer; a lender that holds none is pointless.
-                for owed in ((self._local, *lenders), lenders) if always else ((),):
-                    portions = self._over(self._places(lenders, owed))
-                    if portions is not None:
-                        return portions
-                if not always:
-                    break
-            lenders.remove(min(lenders, key=_usable_bytes))
-        raise self._too_small((self._local, *self._lenders))
-
-    def _n_devices(self, lenders: Sequence[PlanNode]) -> int:
-        """What `--device` would name: the local CPU needs no name."""
-        return sum(map(len, map(_lender_places, lenders))) + len(self._gpus)
-
-    def _over(self, places: Sequence[Place]) -> list[Portion] | None:
-        if self._gpus:
-            return self._with_spill(places, 0, self._n_items)
-        return fill(self._costs, places, 0, self._n_items)
-
-    def _places(
-        self, lenders: Sequence[PlanNode], owed: Sequence[PlanNode] = ()
-    ) -> tuple[Place, ...]:
-        """Places in the order of the layers; the nodes `owed` one get a layer at least."""
-        places = [] if self._gpus else [self._cpu]
-        for lender in lenders:
-            places += _lender_places(lender)
-        places += self._gpus
-        seen: set[str] = set()
-        names = {node.name for node in owed}
-        for index, place in enumerate(places):
-            if place.node in names - seen:
-                places[index] = replace(place, at_least_layers=1)
-            seen.add(place.node)
-        return tuple(places)
-
-    # -- by hand ------------------------------------------------------------------------------
-
-    def _overridden(self) -> list[Portion]:
-        request = self._request
-        names = (self._local.name, *(lender.name for lender in self._lenders))
-        if request.split is Split.NEVER:
-            raise UsageError("--split never and a layout by hand exclude each other: drop one")
-        if request.layers is None:
-            assert request.tensor_split is not None
-            ranges = apportion(request.tensor_split, self._n_layers, names)
-        elif request.tensor_split is None:
-            ranges = to_items(request.layers, self._n_layers, names)
-        else:
-            raise UsageError("--layers and --tensor-split exclude each other: drop one")
-        portions = [portion for given in ranges for portion in self._by_hand(given)]
-        if sum(not self._on_host(portion) for portion in portions) > MAX_DEVICES:
-            raise UsageError(f"llama.cpp takes {MAX_DEVICES} devices at most: name fewer nodes")
-        return portions
-
-    def _by_hand(self, given: ItemRange) -> list[Portion]:
-        if given.node == self._local.name:
-            if given.start > 0 and not self._gpus:
-                raise UsageError(
-                    f"{given.node} cannot hold the layers from {given.start} on: llama.cpp puts "
-                    "those of the local CPU first; give it the first layers or none"
-                )
-            places: Sequence[Place] = self._gpus or (self._cpu,)
-            portions = self._on_local(given.start, given.stop)
-        else:
-            lender = next(node for node in self._lenders if node.name == given.node)
-            places = _lender_places(lender)
-            portions = fill(self._costs, places, given.start, given.stop)
-        if portions is None:
-            missing_bytes = left_over_bytes(self._costs, places, given.start, given.stop)
-            raise ResourceError(
-                f"{given.node} has no room for the layers given to it: "
-                f"{human_bytes(missing_bytes)} are missing; give it fewer"
-            )
-        return portions
-
-    # -- results ------------------------------------------------------------------------------
-
-    def _plan(self, portions: Sequence[Portion]) -> Plan:
-        if not self._on_host(portions[0]):
-            portions = [Portion(self._cpu, 0, 0), *portions]
-        remote = {portion.place.node for portion in portions} - {self._local.name}
-        rpc_nodes = [lender for lender in self._lenders if lender.name in remote]
-        rpc_names: dict[tuple[str, str], str] = {}
-        for lender in rpc_nodes:
-            for device in lender.devices:
-                rpc_names[lender.name, device.name] = f"RPC{len(rpc_names)}"
-        shares = tuple(self._share(portion) for portion in portions)
-        offloaded = [portion for portion in portions if not self._on_host(portion)]
-        return Plan(
-            shares=shares,
-            alone=not remote,
-            gpu_layers=sum(portion.stop - portion.start for portion in offloaded),
-            tensor_split=tuple(portion.stop - portion.start for portion in offloaded),
-            device_order=tuple(
-                rpc_names.get((portion.place.node, portion.place.device), portion.place.device)
-                for portion in offloaded
-            ),
-            rpc_nodes=tuple(lender.name for lender in rpc_nodes),
-        )
-
-    def _on_host(self, portion: Portion) -> bool:
-        """Whether a portion is the local CPU's; places that owe a layer are copies, so by name."""
-        place = portion.place
-        return (place.node, place.device) == (self._cpu.node, self._cpu.device)
-
-    def _share(self, portion: Portion) -> Share:
-        is_cpu = self._on_host(portion)
-        costs = self._costs_with(output_shared=is_cpu and portion.stop == self._n_items)
-        items = costs.items[portion.start : portion.stop]
-        return Share(
-            node=portion.place.node,
-            device=portion.place.device,
-            first_layer=portion.start,
-            last_layer=min(portion.stop, self._n_layers),
-            has_output=is_cpu if self._output_at_home else portion.stop == self._n_items,
-            weight_bytes=sum(item.weight_bytes for item in items)
-            + (costs.host_weight_bytes if is_cpu else 0),
-            kv_bytes=sum(item.kv_bytes for item in items) + (costs.host_kv_bytes if is_cpu else 0),
-            compute_bytes=sum(item.compute_bytes for item in items)
-            + (costs.device_compute_bytes if items else 0)
-            + (costs.host_compute_bytes if is_cpu else 0),
-        )
-
-    def _too_small(self, nodes: Sequence[PlanNode]) -> ResourceError:
-        """The error for a model that these nodes cannot hold."""
-        request = self._request
-        places = [self._cpu]
-        for node in nodes:
-            places += self._gpus if node.is_local else _lender_places(node)
-        missing_bytes = left_over_bytes(self._costs, places, 0, self._n_items)
-        if not missing_bytes:  # it fits, only not as --split always wants it
-            return ResourceError(
-                f"no lender has room for a layer of {request.model.name}: lend more with "
-                "`mesh worker --memory`, or drop --split always"
-            )
-        names = ", ".join(node.name for node in nodes)
-        return ResourceError(
-            f"{request.model.name} with a context of {request.ctx_tokens} tokens does not fit on "
-            f"{names}: {human_bytes(missing_bytes)} are missing; add a worker, or use a smaller "
-            "--ctx or a smaller model"
-        )
-
-
-def _lender_places(lender: PlanNode) -> list[Place]:
-    """A lender's accelerators, or else its CPU."""
-    gpus = [device for device in lender.devices if device.is_gpu]
-    return [
-        Place(lender.name, device.name, device.usable_bytes) for device in gpus or lender.devices
-    ]
-
-
-def _usable_bytes(node: PlanNode) -> int:
-    return sum(place.usable_bytes for place in _lender_places(node))
+    way = request.links.pairs.get((node.name, request.local.name))
+    bytes_per_s = way.bytes_per_s if way and way.is_measured else node.bytes_per_s
+    reads = device.measured.decode_bytes_per_s if device.measured else None
+    return LastWorker(node.name, device.is_gpu, bytes_per_s, reads)

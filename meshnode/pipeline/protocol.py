@@ -2,10 +2,12 @@
 
 One stream a request; the first message names the operation:
 
-- `facts`: answered with one `WorkerFacts`.
+- `facts`: answered with one `WorkerFacts`; where it says `fresh`, once the worker has measured what
+  it never has, or some seconds later.
 - `lease`: answered with any number of `progress`, then `granted` or `refused`. The stream then
   *is* the lease: when either side closes it, or it is lost, the lease has ended. The worker says
-  `ended` with the reason when it is the one who ends it.
+  `ended` with the reason when it is the one who ends it. A request may hold an order of what the
+  worker is to pull before it grants (`pull_order`).
 
 Activations go over `rpc/<lease id>`, open to the lease's owner alone, and over `push/<lease id>`,
 open to the one worker that the owner names (docs/architecture.md, "The ring"). A worker whose
@@ -19,9 +21,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain, repeat
 from typing import Any
 
 from meshnode.errors import BadMessage
+from meshnode.pipeline.speeds import Speed, speed_of
+from meshnode.pipeline.ways import Way, read_ways
 from tunnels.peer import KEY_BYTES, PeerId
 
 MAX_TEXT_CHARS = 512
@@ -35,18 +40,20 @@ RING_VERSION = 1
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """A device as its node reports it; bytes are of memory."""
+    """A device as its node reports it; bytes are of memory. `speed`: where it has measured it."""
 
     name: str
     description: str
     is_gpu: bool
     total_bytes: int
     free_bytes: int
+    speed: Speed | None = None
 
 
 @dataclass(frozen=True)
 class WorkerFacts:
-    """What a worker lends. `usable_bytes`: over all devices, its operator's limit applied."""
+    """What a worker lends. `usable_bytes`: over all devices, its operator's limit applied. `ways`:
+    from other members to it."""
 
     name: str
     engine_key: str
@@ -54,6 +61,7 @@ class WorkerFacts:
     usable_bytes: int
     devices: tuple[DeviceFacts, ...]
     models: tuple[str, ...]
+    ways: tuple[Way, ...] = ()
 
     def to_message(self) -> dict[str, Any]:
         return {
@@ -65,18 +73,22 @@ class WorkerFacts:
             "devices": [
                 [d.name, d.description, d.is_gpu, d.total_bytes, d.free_bytes] for d in self.devices
             ],
+            "ways": [way.to_row() for way in self.ways],
+            "speeds": [d.speed.to_row() if d.speed else None for d in self.devices],
         }
 
 
 @dataclass(frozen=True)
 class LeaseRequest:
     """`memory_bytes` is what the worker's rpc-server may allocate in all; `wanted` the packed
-    root and tensor digests of the model (`meshnode.models.manifest`)."""
+    root and tensor digests of the model (`meshnode.models.manifest`); `order` what is to be pulled
+    first (`pull_order`), b"" for nothing."""
 
     engine_key: str
     model: str
     memory_bytes: int
     wanted: bytes
+    order: bytes = b""
 
     def to_message(self) -> dict[str, Any]:
         return {
@@ -85,6 +97,24 @@ class LeaseRequest:
             "model": self.model,
             "memory_bytes": self.memory_bytes,
             "wanted": self.wanted,
+            "order": self.order,
+        }
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a worker is with what goes before the grant: bytes pulled, else digested."""
+
+    done_bytes: int
+    total_bytes: int
+    pulls: bool = False
+
+    def to_message(self) -> dict[str, Any]:
+        return {
+            "event": "progress",
+            "done_bytes": self.done_bytes,
+            "total_bytes": self.total_bytes,
+            "pulls": self.pulls,
         }
 
 
@@ -92,7 +122,7 @@ class LeaseRequest:
 class Granted:
     """`usable`: tensors the worker reads from its own disk. `differing`: names of tensors whose
     bytes there are not the model's (the first few), `differing_count` of them in all. `ring`: the
-    version of the ring that it understands."""
+    version of the ring that it understands. `digests`: of the tensors it was ordered to pull."""
 
     lease: str
     usable_count: int
@@ -100,11 +130,13 @@ class Granted:
     differing_count: int
     differing: tuple[str, ...]
     ring: int = 0
+    digests: bytes = b""
 
     def to_message(self) -> dict[str, Any]:
         return {
             "event": "granted",
             "ring": self.ring,
+            "digests": self.digests,
             "lease": self.lease,
             "usable_count": self.usable_count,
             "missing_count": self.missing_count,
@@ -168,9 +200,13 @@ def printable(text: str) -> str:
 
 def parse_worker_facts_untrusted(message: Mapping[str, Any]) -> WorkerFacts:
     """Raises `BadMessage` and nothing else."""
-    devices = tuple(_device(row) for row in _list(message, "devices", MAX_DEVICES))
-    if not devices:
+    rows = _list(message, "devices", MAX_DEVICES)
+    if not rows:
         raise BadMessage("the worker reports no device")
+    # Beside the devices and not among them: older nodes take rows of five values only.
+    speeds = _list(message, "speeds", MAX_DEVICES) if "speeds" in message else ()
+    told = chain(map(speed_of, speeds), repeat(None))
+    devices = tuple(_device(row, speed) for row, speed in zip(rows, told, strict=False))
     return WorkerFacts(
         name=_text(message, "name"),
         engine_key=_text(message, "engine_key"),
@@ -178,19 +214,21 @@ def parse_worker_facts_untrusted(message: Mapping[str, Any]) -> WorkerFacts:
         usable_bytes=_count(message, "usable_bytes"),
         devices=devices,
         models=tuple(_as_text(name) for name in _list(message, "models", 10_000)),
+        ways=read_ways(message.get("ways", [])),
     )
 
 
 def parse_lease_request_untrusted(message: Mapping[str, Any]) -> LeaseRequest:
     """Raises `BadMessage` and nothing else."""
-    wanted = message.get("wanted")
-    if not isinstance(wanted, bytes):
+    wanted, order = message.get("wanted"), message.get("order", b"")
+    if not isinstance(wanted, bytes) or not isinstance(order, bytes):
         raise BadMessage("the peer's lease request names no tensors")
     return LeaseRequest(
         engine_key=_text(message, "engine_key"),
         model=_text(message, "model"),
         memory_bytes=_count(message, "memory_bytes"),
         wanted=wanted,
+        order=order,
     )
 
 
@@ -198,6 +236,9 @@ def parse_granted_untrusted(message: Mapping[str, Any]) -> Granted:
     """Raises `BadMessage` and nothing else."""
     lease = _lease_id(message)
     names = _list(message, "differing", MAX_REPORTED_TENSORS)
+    digests = message.get("digests", b"")
+    if not isinstance(digests, bytes):
+        raise BadMessage("the worker's digests have an unknown shape")
     return Granted(
         lease=lease,
         usable_count=_count(message, "usable_count"),
@@ -205,6 +246,7 @@ def parse_granted_untrusted(message: Mapping[str, Any]) -> Granted:
         differing_count=_count(message, "differing_count"),
         differing=tuple(_as_text(name) for name in names),
         ring=_count(message, "ring") if "ring" in message else 0,
+        digests=digests,
     )
 
 
@@ -231,19 +273,23 @@ def parse_reason_untrusted(message: Mapping[str, Any]) -> str:
     return _text(message, "reason")
 
 
-def parse_progress_untrusted(message: Mapping[str, Any]) -> tuple[int, int]:
-    """(done, total) bytes digested."""
-    return _count(message, "done_bytes"), _count(message, "total_bytes")
+def parse_progress_untrusted(message: Mapping[str, Any]) -> Progress:
+    """Raises `BadMessage` and nothing else."""
+    pulls = message.get("pulls", False)
+    if not isinstance(pulls, bool):
+        raise BadMessage("the worker's word about its progress has an unknown shape")
+    return Progress(_count(message, "done_bytes"), _count(message, "total_bytes"), pulls)
 
 
-def _device(row: object) -> DeviceFacts:
+def _device(row: object, speed: Speed | None) -> DeviceFacts:
     if not isinstance(row, Sequence) or isinstance(row, str | bytes) or len(row) != 5:
         raise BadMessage("the worker's device list has an unknown shape")
     name, description, is_gpu, total_bytes, free_bytes = row
     counts = (total_bytes, free_bytes)
     if not isinstance(is_gpu, bool) or not all(_is_count(value) for value in counts):
         raise BadMessage("the worker's device list has an unknown shape")
-    return DeviceFacts(_as_text(name), _as_text(description), is_gpu, total_bytes, free_bytes)
+    named = (_as_text(name), _as_text(description))
+    return DeviceFacts(*named, is_gpu, total_bytes, free_bytes, speed)
 
 
 def _text(message: Mapping[str, Any], key: str) -> str:

@@ -17,13 +17,15 @@ import trio
 from meshnode.errors import NetworkError
 from meshnode.events import Emit, Event, Kind
 from meshnode.nurseries import bare_nursery
+from meshnode.pipeline import pushing
 from meshnode.pipeline.borrow import Borrowed, PushEnd, PushRefused
 from meshnode.pipeline.protocol import PushFrom, PushTo
 from meshnode.state import write_durably
 from tunnels import PeerId, Session, TunnelError
 
-SETUP_S = 5.0
-"""For every pair, from the last grant on. The engine goes through this node until then."""
+SETUP_S = pushing.SETUP_S + 2.0
+"""For every pair, from the last grant on: the workers give up first, so that no way stands of which
+this node knows nothing. The engine goes through this node until then."""
 PARTED_S = 600.0
 """For which a pair whose way was lost in use goes through this node."""
 NEWS_S = 5.0
@@ -39,6 +41,10 @@ log = logging.getLogger(__name__)
 
 class RingLost(NetworkError):
     """Two workers that pushed to each other can no longer."""
+
+    def __init__(self, text: str, pair: Pair) -> None:
+        super().__init__(text)
+        self.pair = pair
 
 
 @dataclass(frozen=True)
@@ -59,16 +65,29 @@ Pair = tuple[Member, Member]
 
 
 class Partings:
-    """I remember for a while which pairs lost their way while it was in use."""
+    """I remember for a while which pairs lost their way while it was in use, and which had none."""
 
     def __init__(self) -> None:
         self._until_s: dict[tuple[PeerId, PeerId], float] = {}
+        self._apart: dict[tuple[PeerId, PeerId], float] = {}
 
     def note(self, pair: Pair) -> None:
         self._until_s[_peers(pair)] = trio.current_time() + PARTED_S
 
     def recent(self, pair: Pair) -> bool:
         return self._until_s.get(_peers(pair), 0.0) > trio.current_time()
+
+    def tried(self, pair: Pair, *, joined: bool) -> None:
+        """Where they did not join, they are asked again by the next deployment that has them side
+        by side: plans only avoid that."""
+        self._apart.pop(_peers(pair), None)
+        if not joined:
+            self._apart[_peers(pair)] = trio.current_time() + PARTED_S
+
+    def apart(self, one: PeerId, two: PeerId) -> bool:
+        """Whether what the one computes would go to the other through this node."""
+        until_s = (known.get((one, two), 0.0) for known in (self._until_s, self._apart))
+        return max(until_s) > trio.current_time()
 
 
 class Ring:
@@ -103,6 +122,9 @@ class Ring:
                 for pair in self._pairs:
                     nursery.start_soon(self._join, pair, joined)
         standing = {pair: joined[pair] for pair in self._pairs if pair in joined}
+        for pair in self._pairs:
+            if not self._partings.recent(pair):
+                self._partings.tried(pair, joined=pair in standing)
         lines = (f"{one.endpoint}\t{two.endpoint}\n" for one, two in standing)
         write_durably(self._file, "".join(lines).encode())
         self._tell(standing)
@@ -123,11 +145,11 @@ class Ring:
 
     async def _watch(self, pair: Pair, end: PushEnd) -> None:
         reason = await _until_lost(pair, end)
-        self._partings.note(pair)
         one, two = pair
         self.loss = RingLost(
             f"{one.name} lost its way to {two.name}: {reason}; what it computes goes through "
-            "this node next"
+            "this node next",
+            pair,
         )
         await trio.sleep(NEWS_S)
         raise self.loss

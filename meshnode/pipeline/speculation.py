@@ -34,10 +34,11 @@ NO_DEVICE = "none"
 """The CPU, in the words of `--device` and its kin."""
 _MADE_FOR_ONE = {"eagle3": "draft-eagle3", "dflash": ""}
 """Draft models that are made for one other model; "": llama-server tells their kind apart."""
-_DRAFT_MODELS = frozenset(("-md", "--model-draft", "--spec-draft-model"))
-_CHOOSES = _DRAFT_MODELS | {"--spec-type"}
+DRAFT_MODELS = frozenset(("-md", "--model-draft", "--spec-draft-model"))
+_CHOOSES = DRAFT_MODELS | {"--spec-type"}
 _DRAFT_DEVICES = frozenset(("-devd", "--device-draft", "--spec-draft-device"))
-_PROJECTORS = frozenset(("-mm", "--mmproj", "-mmu", "--mmproj-url"))
+PROJECTOR_FILES = frozenset(("-mm", "--mmproj"))
+_PROJECTORS = PROJECTOR_FILES | {"-mmu", "--mmproj-url"}
 _PROJECTOR_DEVICES = frozenset(("-mmdev", "--mmproj-device", "--no-mmproj-offload"))
 
 
@@ -135,7 +136,7 @@ def local_options(engine_options: Sequence[str], device: str) -> tuple[str, ...]
     """What keeps models named after `--` on this machine: llama-server would give a draft model
     all of the main model's devices, and the projector the first of them."""
     options: tuple[str, ...] = ()
-    if _given(engine_options, _DRAFT_MODELS) and not _given(engine_options, _DRAFT_DEVICES):
+    if _given(engine_options, DRAFT_MODELS) and not _given(engine_options, _DRAFT_DEVICES):
         options += ("--spec-draft-device", device)
     if _given(engine_options, _PROJECTORS) and not _given(engine_options, _PROJECTOR_DEVICES):
         options += ("--mmproj-device", device)

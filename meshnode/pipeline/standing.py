@@ -147,6 +147,11 @@ class Standing:
         if placement.wire_type is not WireType.EXACT and not placement.plan.alone:
             text = f"plan: activations cross the wire as {placement.wire_type.value}, not exactly"
             self._emit(Event(Kind.PLAN, text, {"wire_dtype": placement.wire_type.value}))
+        for reason in placement.plan.why:
+            self._emit(Event(Kind.PLAN, f"plan: {reason}", {"why": reason}))
+        for node, reason in placement.plan.left_out:
+            text = f"plan: {node} is left out: {reason}"
+            self._emit(Event(Kind.PLAN, text, {"left_out": node, "why": reason}))
         output = placement.plan.output
         if output.why:
             self._emit(Event(Kind.PLAN, f"plan: {output.why}", {"output": output.device}))

@@ -1,5 +1,6 @@
 """`./just bench`: the committed benchmark, in one run, with its machine. `./just bench tunnels`:
-what tunnels cost; `./just bench engine`: the engine beside the stock one."""
+what tunnels cost; `./just bench engine`: the engine beside the stock one; `./just bench pull`:
+pulling from a web server beside curl; `./just bench plan`: predictions beside measurements."""
 
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ from tests.bench.engine import engine
 from tests.bench.engine_tables import machine
 from tests.bench.first_light import LAYERS, Bench, Case, bench_model, run_bench, table
 from tests.bench.idle import idle
+from tests.bench.planned import plan
+from tests.bench.pull_speed import pull
 from tests.bench.quic_speed import quic
 from tests.bench.sandbox_speed import run_pairs
 from tests.bench.tunnels import tunnels
@@ -49,7 +52,7 @@ def main(context: click.Context, rounds: int, tokens: int, write: bool) -> None:
         put("result", text)
 
 
-for command in (tunnels, quic, idle, engine):
+for command in (tunnels, quic, idle, engine, pull, plan):
     main.add_command(command)
 
 

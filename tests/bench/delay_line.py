@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -46,6 +47,11 @@ class Link:
     pushes: bool = False
 
 
+class _Question(Enum):
+    SO_FAR = "so far"
+    IN_ALL = "in all"
+
+
 class Line:
     """The links of one deployment, as its harness sees them."""
 
@@ -54,7 +60,15 @@ class Line:
         self.addresses = addresses
 
     def counts(self) -> Counts:
-        self._pipe.send("counts")
+        """What has crossed so far."""
+        return self._ask(_Question.SO_FAR)
+
+    def final_counts(self) -> Counts:
+        """What has crossed once every connection has ended; waits for that."""
+        return self._ask(_Question.IN_ALL)
+
+    def _ask(self, question: _Question) -> Counts:
+        self._pipe.send(question)
         counts: Counts = said(self._pipe)
         return counts
 
@@ -214,6 +228,7 @@ class _Loop:
         self._doors = {door.socket: door for door in doors}
         self._meter = meter
         self._ends = ends
+        self._asked: _Question | None = None
 
     def run(self) -> None:
         while True:
@@ -227,6 +242,9 @@ class _Loop:
             if not self._dispatch(readable, sources):
                 return
             self._write(sources)
+            if self._asked is _Question.SO_FAR or (self._asked and not self._ends):
+                self._pipe.send(self._meter.counts())
+                self._asked = None
 
     def _wait_s(self, now: float, sources: dict[socket.socket, _End]) -> float | None:
         moments = [end.pipe.next_s() for end in self._ends if not end.is_blocked]
@@ -239,10 +257,9 @@ class _Loop:
         for one in readable:
             if one is self._pipe:
                 try:
-                    self._pipe.recv()
+                    self._asked = self._pipe.recv()
                 except EOFError:
                     return False
-                self._pipe.send(self._meter.counts())
             elif one in self._doors:
                 self._ends += self._doors[one].accept()
             else:

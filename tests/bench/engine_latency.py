@@ -45,7 +45,8 @@ def _speed(side: Side, setup: Setup) -> float:
 
 def _table(found: Figures) -> list[str]:
     lines = [
-        f"Tokens a second by delay, all layers on the workers ({LIKE_SEED.describe()}):",
+        f"Tokens a second by delay, over {TOKENS} tokens, all layers on the workers "
+        f"({LIKE_SEED.describe()}):",
         "",
         "| nodes | ms | the seed | stock, ms = RTT | ours, ms = RTT "
         "| stock, ms one way | ours, ms one way |",

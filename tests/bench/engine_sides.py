@@ -46,7 +46,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a row wants. `way`: of every link in each direction; None: no delay line at all."""
+    """What a row wants. `way`: of every link in each direction; None: no delay line at all.
+    `counts`: of layers for each worker, the output as one more of the last one's; () evenly.
+    `star`: workers send results by way of llama-server though they could do without."""
 
     model: Path
     layers: int = SMALL.layers
@@ -58,6 +60,8 @@ class Setup:
     mesh_extra: tuple[str, ...] = ()
     mesh_environment: tuple[tuple[str, str], ...] = ()
     drops_cache: bool = False
+    counts: tuple[int, ...] = ()
+    star: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def deployment(side: Side, setup: Setup) -> Iterator[Deployment]:
     with tempfile.TemporaryDirectory(prefix="mesh-b-", dir="/tmp") as name, ExitStack() as stack:
         folder = Path(name)
         prepare_cache(setup.model, is_cold=setup.drops_cache)
-        is_ring = side.is_mesh and setup.workers > 1 and has_ring(side.engine)
+        is_ring = side.is_mesh and setup.workers > 1 and not setup.star and has_ring(side.engine)
         workers = [
             stack.enter_context(_worker(side, setup, folder, number, is_ring=is_ring))
             for number in range(setup.workers)
@@ -200,7 +204,7 @@ def even_counts(layers: int, workers: int) -> list[int]:
 def _arguments(side: Side, setup: Setup, addresses: list[str]) -> list[str]:
     """All layers and the output on the workers, evenly; the warm-up as users have it."""
     devices = [f"RPC{number}" for number in range(len(addresses))]
-    counts = even_counts(setup.layers, setup.workers)
+    counts = setup.counts or even_counts(setup.layers, setup.workers)
     return [
         *("--rpc", ",".join(addresses), "--device", ",".join(devices)),
         *("-ngl", str(sum(counts)), "--tensor-split", ",".join(map(str, counts)), "--warmup"),

@@ -39,5 +39,7 @@ def verdict(
     what: str, ratio: float, *, at_most: float | None = None, at_least: float | None = None
 ) -> str:
     goal = f"at most {at_most}" if at_least is None else f"at least {at_least}"
+    if None not in (at_most, at_least):
+        goal = f"{at_least} to {at_most}"
     reached = (at_most is None or ratio <= at_most) and (at_least is None or ratio >= at_least)
     return f"{what}: {ratio:.2f} (to reach: {goal}) {'ok' if reached else 'MISSED'}"

@@ -186,3 +186,17 @@ def test_what_goes_in_by_tcp_comes_out_of_a_unix_socket_and_the_end_follows_it(
                 assert stream.read() == reply(b"answer")
         tally = line.counts().commands["GET_TENSOR"]
     assert tally == Tally(1, 1, len(request(GET_TENSOR, payload)), len(reply(b"answer")))
+
+
+def test_the_final_count_waits_for_what_is_under_way_when_both_ends_are_gone(folder: Path) -> None:
+    far_door = socket.socket(socket.AF_UNIX)
+    far_door.bind(str(folder / "target"))
+    far_door.listen()
+    link = Link(f"unix:{folder}/start", f"unix:{folder}/target", Way(delay_s=0.2))
+    with far_door, delay_line(link) as line, socket.socket(socket.AF_UNIX) as near:
+        near.connect(f"{folder}/start")
+        with far_door.accept()[0] as far:
+            near.sendall(request(GET_TENSOR))
+            near.shutdown(socket.SHUT_WR)
+            far.sendall(reply(b"answer"))
+        assert line.final_counts().commands["GET_TENSOR"].replies == 1

@@ -349,7 +349,7 @@ def hostile() -> Iterator[dict[str, object]]:
     yield {"news": pack_entries({named(n): 1 for n in range(MAX_NEWS + 1)})}
 
 
-@pytest.mark.parametrize("message", hostile())
+@pytest.mark.parametrize("message", [*hostile()])
 def test_an_opening_of_another_shape_is_refused(message: dict[str, object]) -> None:
     with pytest.raises(BadFrame):
         knowing().hear_untrusted(BEN, message, 0.0)

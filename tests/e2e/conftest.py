@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from types import MappingProxyType
 import pytest
 
 from meshnode.demo.nodes import NodeProcess, invite_token, open_node, write_token
+from tests.conftest import require
 from tests.engine.synthetic import make_model
 
 LOOPBACK = ("--listen", "127.0.0.1:0")
@@ -23,6 +25,14 @@ SAME_LAYOUT = ("--no-repack",)
 # Two engine threads that wait for one another on a busy machine wait for the scheduler.
 ONE_THREAD = ("--threads", "1")
 COMMAND_TIMEOUT_S = 120
+OWN_DISK = (
+    shutil.which("unshare") or "unshare",
+    "--user",
+    "--map-root-user",
+    "--mount",
+    "/bin/sh",
+    "-c",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -99,6 +109,7 @@ class World:
         http: Sequence[str] = ANY_HTTP,
         engine_options: Sequence[str] = SAME_LAYOUT,
         stdin: str = "",
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> AsyncIterator[NodeProcess]:
         async with open_node(
             *("serve", *LOOPBACK, *ONE_THREAD, *http, *arguments),
@@ -107,8 +118,19 @@ class World:
             log_folder=self.folder,
             engine_options=engine_options,
             stdin=stdin,
+            environment=environment,
         ) as node:
             yield node
+
+    @asynccontextmanager
+    async def two_workers(
+        self, model: Path
+    ) -> AsyncIterator[tuple[tuple[NodeProcess, NodeProcess], list[str]]]:
+        """`one` and `two`, each the founder of a mesh, and the options that join both meshes."""
+        models = ("--models", str(model.parent))
+        async with self.worker(*models, name="one") as one, self.worker(*models, name="two") as two:
+            joins = [f"--join-file={await self.join_file(worker)}" for worker in (one, two)]
+            yield (one, two), joins
 
     async def token_of(self, node: NodeProcess) -> str:
         return invite_token(await node.wait_event("invite"))
@@ -135,3 +157,11 @@ def free_tcp_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+@pytest.fixture
+def own_disk() -> tuple[str, ...]:
+    """Runs a command that sees a disk of its own of 60 MB at the folder that follows."""
+    works = subprocess.run([*OWN_DISK, "mount -t tmpfs t /mnt"], check=False, capture_output=True)
+    require("namespaces", works.returncode == 0, works.stderr.decode().strip())
+    return (*OWN_DISK, 'mount -t tmpfs -o size=60m mesh "$0" && exec "$@"')

@@ -66,6 +66,20 @@ async def test_a_peer_that_is_stopped_is_shown_as_silent_until_it_goes_on(
         await until(silent=False)
 
 
+async def test_a_plan_counts_the_machines_of_the_running_node_s_mesh(
+    world: World, commands: Commands
+) -> None:
+    async with two_nodes(world, commands):
+        alone = await commands.json("founder", "plan")
+        assert alone["nodes"] == ["local"]
+        assert alone["why"] == []  # nobody has measured anything
+        both = await commands.json("founder", "plan", "--balanced")
+        assert both["nodes"] == ["local", "guest"]
+        fast = await commands.json("guest", "plan", "--for", "latency")
+        assert "the speed of local and founder" in fast["why"][-1]
+        assert "and the rate of the link to founder" in fast["why"][-1], "its delay is known"
+
+
 async def check_answers(commands: Commands) -> None:
     [row] = (await commands.json("founder", "peers"))["peers"]
     assert (row["name"], row["member"], row["relayed"]) == ("guest", True, False)

@@ -59,9 +59,7 @@ async def test_one_of_two_workers_dies_and_is_used_again_when_it_returns(
 ) -> None:
     """No answer is cut for the worker that returns."""
     expected = await alone(world, small_model)
-    models = ("--models", str(small_model.parent))
-    async with world.worker(*models, name="one") as one, world.worker(*models, name="two") as two:
-        joins = [f"--join-file={await world.join_file(worker)}" for worker in (one, two)]
+    async with world.two_workers(small_model) as ((one, _), joins):
         arguments = ("--model", str(small_model), "--split=always", *joins)
         async with world.serve(*arguments) as node:
             url = await url_of(node)
@@ -75,7 +73,8 @@ async def test_one_of_two_workers_dies_and_is_used_again_when_it_returns(
             assert await placed_on(url) == {"local", "two"}
             assert await greedy_tokens(url) == expected
             seen = len(node.events)
-            async with long_answer(url) as lines, world.worker(*models, name="one"):
+            again = world.worker("--models", str(small_model.parent), name="one")
+            async with long_answer(url) as lines, again:
                 await node.wait_event("peer", containing="connected to one", after=seen)
                 at_return = len(lines)
                 await node.wait_event("warning", containing="one can take", after=seen)

@@ -14,9 +14,6 @@ import pytest
 import trio
 
 from meshnode.demo.nodes import NodeProcess
-from meshnode.engine.cache import load_engine
-from meshnode.engine.rpc_server import can_push
-from tests.conftest import require
 from tests.e2e.conftest import World
 from tests.e2e.test_two_nodes import alone, greedy_tokens, status_of, url_of
 
@@ -26,12 +23,6 @@ PROMPT_TOKENS = 1500
 ROW_BYTES = 128 * 4  # what one worker hands on of each token of the small model
 STRAIGHT = "sends what it computes straight to"
 ALL_REMOTE = ("--layers", "one=0:3,two=4:output")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ring(engine_bin: Path) -> None:
-    knows = can_push(load_engine(engine_bin))
-    require("ring", knows, "the engine's rpc-server has no --push-listen")
 
 
 @dataclass
@@ -88,13 +79,13 @@ async def test_workers_of_two_meshes_answer_through_the_orchestrator(
     world: World, small_model: Path
 ) -> None:
     expected = await alone(world, small_model)
-    models = ("--models", str(small_model.parent))
-    async with world.worker(*models, name="one") as one, world.worker(*models, name="two") as two:
-        joins = [f"--join-file={await world.join_file(worker)}" for worker in (one, two)]
-        async with world.serve("--model", str(small_model), *ALL_REMOTE, *joins) as node:
-            url = await url_of(node)
-            await node.wait_event("lease", containing="goes to two through this node")
-            assert await greedy_tokens(url) == expected
+    async with (
+        world.two_workers(small_model) as (_, joins),
+        world.serve("--model", str(small_model), *ALL_REMOTE, *joins) as node,
+    ):
+        url = await url_of(node)
+        await node.wait_event("lease", containing="goes to two through this node")
+        assert await greedy_tokens(url) == expected
 
 
 @pytest.mark.parametrize("place", ["first", "last"])

@@ -93,17 +93,39 @@ async def test_the_orchestrator_invites_and_serves_once_a_worker_has_come(
             assert await greedy_tokens(await url_of(node)) == expected
 
 
+@pytest.mark.parametrize(
+    ("objective", "nodes", "told"),
+    [
+        ("memory", {"local", "worker"}, "plan: worker (CPU) computes layers"),
+        ("latency", {"local"}, "plan: alone on local is faster: "),
+    ],
+)
+async def test_what_the_plan_is_to_be_best_at_decides_where_layers_lie(
+    world: World, small_model: Path, objective: str, nodes: set[str], told: str
+) -> None:
+    expected = await alone(world, small_model)
+    async with world.worker("--models", str(small_model.parent)) as worker:
+        joins = ("--join-file", str(await world.join_file(worker)))
+        arguments = ("--model", str(small_model), "--for", objective, *joins)
+        async with world.serve(*arguments) as node:
+            await node.wait_event("plan", containing=told)
+            url = await url_of(node)
+            assert await greedy_tokens(url) == expected
+            status = await status_of(url)
+    assert {share["node"] for share in status["layers"]} == nodes
+
+
 async def test_two_workers_that_founded_two_meshes_serve_one_orchestrator(
     world: World, small_model: Path
 ) -> None:
     expected = await alone(world, small_model)
-    models = ("--models", str(small_model.parent))
-    async with world.worker(*models, name="one") as one, world.worker(*models, name="two") as two:
-        joins = [f"--join-file={await world.join_file(worker)}" for worker in (one, two)]
-        async with world.serve("--model", str(small_model), "--split=always", *joins) as node:
-            url = await url_of(node)
-            assert await greedy_tokens(url) == expected
-            status = await status_of(url)
+    async with (
+        world.two_workers(small_model) as (_, joins),
+        world.serve("--model", str(small_model), "--split=always", *joins) as node,
+    ):
+        url = await url_of(node)
+        assert await greedy_tokens(url) == expected
+        status = await status_of(url)
     assert {share["node"] for share in status["layers"]} == {"local", "one", "two"}
     assert sum(load["sent_bytes"] for load in status["load"]) == 0
 

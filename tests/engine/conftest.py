@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import require
 from tests.engine.compiling import NotBuilt
 from tests.engine.fuzz.build import build
+from tests.engine.processes import Running, rpc_server
+from tests.engine.refusals import LIMIT
 from tests.engine.synthetic import make_model
 
 
@@ -33,6 +35,13 @@ def folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="mesh-", dir="/tmp"))
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def worker(server_bin: Path, folder: Path) -> Iterator[Running]:
+    """A server to attack, which may lend `LIMIT` bytes."""
+    with rpc_server(server_bin, folder, "--memory-limit", str(LIMIT)) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ def _process(
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], log_path: Path, ready: Any) -> None:
+    """Asked again and again: neither program says, to a log that it flushes, that it listens."""
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -136,6 +137,16 @@ def rpc_server(
 
 
 @contextmanager
+def rpc_servers(bin_dir: Path, folder: Path, model: Path, count: int) -> Iterator[list[Running]]:
+    """So many that read the model from its file themselves: `w0`, `w1` and so on."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(rpc_server(bin_dir, folder, "--gguf", model, name=f"w{number}"))
+            for number in range(count)
+        ]
+
+
+@contextmanager
 def llama_server(
     bin_dir: Path,
     folder: Path,
@@ -168,7 +179,20 @@ def llama_server(
     if rpc:
         command += ["--rpc", ",".join(server.address for server in rpc), "-ngl", "99"]
     command += arguments
-    log_path = folder / f"{name}.log"
+    with answering(command, address, folder / f"{name}.log", env, pass_fds) as running:
+        yield running
+
+
+@contextmanager
+def answering(
+    command: Sequence[str],
+    address: Path,
+    log_path: Path,
+    env: dict[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> Iterator[Running]:
+    """A llama-server by its whole command, which says that it listens at the unix socket
+    `address`; raises EngineFailed."""
     client = httpx.Client(transport=httpx.HTTPTransport(uds=str(address)))
 
     def healthy() -> bool:

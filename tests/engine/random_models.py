@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tests.engine.blocks import VOCAB, Architecture, Shape, Value
+from tests.engine.vocabulary import FIRST_WORD, add_vocabulary
 
-FIRST_WORD = 259
 WORDS = VOCAB - FIRST_WORD
 LOUD = range(VOCAB - 6, VOCAB)
 LOUD_GAIN = 8.0
@@ -49,7 +49,8 @@ def write_model(
     writer.add_name("random")  # a name that upstream knows makes it expect that model's tokens
     for key, value in architecture.metadata.items():
         _add(writer, f"{architecture.arch}.{key}", value)
-    _add_vocabulary(writer)
+    add_vocabulary(writer, (f"\u2581w{number}" for number in range(WORDS)))
+    writer.add_token_type_count(2)
     tensors = {
         name: encode(name, shape)
         or Encoded(F32, random_weights(name, shape, seed, tied=architecture.tied))
@@ -79,23 +80,6 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Value) -> None:
         writer.add_string(key, value)
     else:
         writer.add_array(key, value)
-
-
-def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    types = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
-    types += [gguf.TokenType.BYTE] * 256
-    tokens += [f"\u2581w{number}" for number in range(WORDS)]
-    types += [gguf.TokenType.NORMAL] * WORDS
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(tokens)
-    writer.add_token_scores([-float(index) for index in range(VOCAB)])
-    writer.add_token_types([int(kind) for kind in types])
-    writer.add_token_type_count(2)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_add_space_prefix(False)
 
 
 def random_weights(name: str, shape: Shape, seed: int, *, tied: bool) -> npt.NDArray[np.float32]:

@@ -1,6 +1,6 @@
-"""Rings of RPC servers: between each and the next, what mesh does, as a thread that copies bytes.
+"""Workers in a ring: what a node does between two of them, here a thread that copies bytes.
 
-A server listens at both ends, for what is pushed to it and for whoever carries on what it pushes.
+A worker listens at both ends, for what is pushed to it and for whoever carries on what it pushes.
 """
 
 from __future__ import annotations
@@ -9,65 +9,96 @@ import itertools
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.engine.processes import Running
+from tests.engine.processes import Running, rpc_server
 
-CHUNK_BYTES = 1 << 16
+RECEIVE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Ring:
+    """`workers[i]` pushes through `joints[i]` to `workers[i + 1]`; `traces` are the workers'."""
+
+    workers: list[Running]
+    joints: list[Joint]
+    traces: list[Path]
 
 
 def push_arguments(folder: Path, name: str) -> list[str]:
-    """Of an RPC server that can be in a ring."""
+    """Of a worker of that name that can be in a ring: its two sockets lie beside its RPC socket."""
     return [
         *("--push-listen", f"unix:{folder / name}.in"),
         *("--push-to", f"unix:{folder / name}.out"),
     ]
 
 
-class Carrier:
-    """I carry from one server's outlet to the next one's inlet, and count."""
+class Joint:
+    """Copies what one worker pushes to the next, until it is cut."""
 
-    def __init__(self, outlet: Path, inlet: Path) -> None:
-        self.carried_bytes = 0
-        self._outlet = _connected(outlet)
-        self._inlet = _connected(inlet)
-        self._thread = threading.Thread(target=self._carry, daemon=True)
+    def __init__(self, source: Running, target: Running) -> None:
+        self._ends = [socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)]
+        for end, worker, suffix in zip(self._ends, (source, target), (".out", ".in"), strict=True):
+            end.connect(str(Path(worker.address.removeprefix("unix:")).with_suffix(suffix)))
+        self.copied_bytes = 0
+        self._thread = threading.Thread(target=self._copy)
         self._thread.start()
 
-    def close(self) -> None:
-        self._outlet.shutdown(socket.SHUT_RDWR)
+    def _copy(self) -> None:
+        source, target = self._ends
+        with suppress(OSError):
+            while piece := source.recv(RECEIVE_BYTES):
+                target.sendall(piece)
+                self.copied_bytes += len(piece)
+
+    def cut(self) -> None:
+        for end in self._ends:
+            with suppress(OSError):  # the worker was faster
+                end.shutdown(socket.SHUT_RDWR)
         self._thread.join()
-        self._outlet.close()
-        self._inlet.close()
-
-    def _carry(self) -> None:
-        while data := self._outlet.recv(CHUNK_BYTES):
-            self._inlet.sendall(data)
-            self.carried_bytes += len(data)
-
-
-def _connected(path: Path) -> socket.socket:
-    found = socket.socket(socket.AF_UNIX)
-    found.connect(str(path))
-    return found
+        for end in self._ends:
+            end.close()
 
 
 @contextmanager
-def ring(folder: Path, workers: Sequence[Running]) -> Iterator[list[Carrier]]:
-    """Carriers between each of `workers`, whose sockets lie beside their RPC sockets, and the next.
+def joined(workers: Sequence[Running]) -> Iterator[list[Joint]]:
+    """A joint between each of `workers` and the next; what is added to the list is cut as well."""
+    joints: list[Joint] = []
+    try:
+        for source, target in itertools.pairwise(workers):
+            joints.append(Joint(source, target))
+        yield joints
+    finally:
+        for joint in joints:
+            joint.cut()
 
-    `folder`/ring is the file for llama-server's GGML_RPC_MESH_RING.
-    """
-    sockets = [Path(worker.address.removeprefix("unix:")) for worker in workers]
-    pairs = list(itertools.pairwise(workers))
-    lines = [f"{one.address}\t{next_one.address}\n" for one, next_one in pairs]
-    (folder / "ring").write_text("".join(lines))
+
+@contextmanager
+def ring_of(bin_dir: Path, folder: Path, n: int, *options: str | Path) -> Iterator[Ring]:
+    names = [f"w{number}" for number in range(n)]
+    traces = [folder / f"{name}.trace" for name in names]
     with ExitStack() as stack:
-        carriers = [
-            Carrier(one.with_suffix(".out"), next_one.with_suffix(".in"))
-            for one, next_one in itertools.pairwise(sockets)
+        workers = [
+            stack.enter_context(
+                rpc_server(
+                    bin_dir,
+                    folder,
+                    *options,
+                    *push_arguments(folder, name),
+                    name=name,
+                    env={"GGML_RPC_TRACE": str(trace)},
+                )
+            )
+            for name, trace in zip(names, traces, strict=True)
         ]
-        for carrier in carriers:
-            stack.callback(carrier.close)
-        yield carriers
+        yield Ring(workers, stack.enter_context(joined(workers)), traces)
+
+
+def write_ring(path: Path, workers: Sequence[Running]) -> Path:
+    """What GGML_RPC_MESH_RING names; it appears whole."""
+    pairs = itertools.pairwise(workers)
+    growing = path.with_suffix(".new")
+    growing.write_text("".join(f"{one.address}\t{other.address}\n" for one, other in pairs))
+    return growing.rename(path)

@@ -10,12 +10,16 @@ one float16 scale, then 32 signed bytes).
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 import numpy as np
 import numpy.typing as npt
+
+from tests.engine.vocabulary import FIRST_WORD, add_vocabulary
 
 Q8_0_BLOCK = 32
 Q8_0_BLOCK_BYTES = 34
@@ -60,13 +64,15 @@ def make_model(
     tied: bool = False,
     experts: int = 0,
     name: str = "synthetic",
+    hollow: bool = False,
 ) -> Path:
     """Write a random model and return the path to load (the first shard when `shards` > 1).
 
     `kv_heads`: fewer than `heads` where several of them share keys and values (all: their own).
     `width` and `ffn` are multiples of 32 (a Q8_0 block), `vocab` is at least 260 (the control and
     byte tokens, the blank). `tied` leaves `output.weight` out: the embedding serves as the output
-    too. With `experts` the feed-forward part is a mixture of that many, two used per token.
+    too. With `experts` the feed-forward part is a mixture of that many, two used per token. A
+    `hollow` one is a header, and a hole as long as the weights would be.
     """
     if vocab < 260 or width % Q8_0_BLOCK or ffn % Q8_0_BLOCK or width % heads:
         raise ValueError("vocab >= 260; width and ffn multiples of 32; heads divides width")
@@ -84,7 +90,14 @@ def make_model(
             writer.add_uint16(gguf.Keys.Split.LLM_KV_SPLIT_COUNT, shards)
             writer.add_int32(gguf.Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, len(weights))
         first = index * per_shard
-        _write_tensors(writer, weights[first : first + per_shard], first, type, seed)
+        mine = weights[first : first + per_shard]
+        _write_header(writer, mine, type)
+        if hollow:
+            _leave_room(writer, shard_path, mine, type)
+            continue
+        for number, weight in enumerate(mine, start=first):
+            writer.write_tensor_data(_noise(weight, _kind(weight, type), seed, number))
+        writer.close()
     return paths[0]
 
 
@@ -162,22 +175,9 @@ def _add_metadata(
         writer.add_expert_count(experts)
         writer.add_expert_used_count(2)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    tokens = [b"<unk>", b"<s>", b"</s>"]
-    tokens += [f"<0x{byte:02X}>".encode() for byte in range(256)]
     # Without the blank alone, a grammar that wants one has no token left to allow.
-    tokens += ["\u2581".encode()]
-    tokens += [f"\u2581w{number}".encode() for number in range(vocab - len(tokens))]
-    types = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
-    types += [gguf.TokenType.BYTE] * 256
-    types += [gguf.TokenType.NORMAL] * (vocab - len(types))
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(tokens)
-    writer.add_token_scores([-float(index) for index in range(vocab)])
-    writer.add_token_types([int(kind) for kind in types])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_add_space_prefix(False)
+    words = (f"\u2581w{number}" for number in range(vocab - FIRST_WORD - 1))
+    add_vocabulary(writer, ("\u2581", *words))
     writer.add_chat_template(CHAT_TEMPLATE)
     writer.add_file_type(
         {
@@ -188,9 +188,7 @@ def _add_metadata(
     )
 
 
-def _write_tensors(
-    writer: gguf.GGUFWriter, weights: list[Weight], first: int, type: str, seed: int
-) -> None:
+def _write_header(writer: gguf.GGUFWriter, weights: list[Weight], type: str) -> None:
     for weight in weights:
         kind = _kind(weight, type)
         writer.add_tensor_info(
@@ -205,9 +203,13 @@ def _write_tensors(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for index, weight in enumerate(weights, start=first):
-        writer.write_tensor_data(_noise(weight, _kind(weight, type), seed, index))
+
+
+def _leave_room(writer: gguf.GGUFWriter, path: Path, weights: list[Weight], type: str) -> None:
     writer.close()
+    alignment = writer.data_alignment
+    sizes = [path.stat().st_size, *(_nbytes(weight, _kind(weight, type)) for weight in weights)]
+    os.truncate(path, sum(-(-size // alignment) * alignment for size in sizes))
 
 
 def _kind(weight: Weight, type: str) -> gguf.GGMLQuantizationType:
@@ -215,7 +217,7 @@ def _kind(weight: Weight, type: str) -> gguf.GGMLQuantizationType:
 
 
 def _nbytes(weight: Weight, kind: gguf.GGMLQuantizationType) -> int:
-    elements = int(np.prod(weight.shape))
+    elements = math.prod(weight.shape)
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     return elements // block * block_bytes
 

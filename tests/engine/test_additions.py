@@ -7,7 +7,6 @@ alone, which differ from what the model answers without the addition.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,9 @@ from tests.engine.additions import (
 )
 from tests.engine.answers import MEDIA_MARKER, Answer, ask, ask_in_turn
 from tests.engine.architectures import GENERATING
-from tests.engine.processes import Running, llama_server, loads, mesh_env, rpc_server
-from tests.engine.random_models import FIRST_WORD, write_model
+from tests.engine.processes import Running, llama_server, loads, mesh_env, rpc_servers
+from tests.engine.random_models import write_model
+from tests.engine.vocabulary import FIRST_WORD
 
 pytestmark = pytest.mark.engine
 
@@ -38,17 +38,11 @@ def answers(
     n_workers: int,
 ) -> list[Answer]:
     """What `question` gets from a llama-server whose workers read the model from its file."""
-    with ExitStack() as stack:
-        workers = [
-            stack.enter_context(
-                rpc_server(engine_bin, folder, "--gguf", model, name=f"worker{index}")
-            )
-            for index in range(n_workers)
-        ]
-        env = mesh_env(folder) | {"LLAMA_MEDIA_MARKER": MEDIA_MARKER}
-        server = stack.enter_context(
-            llama_server(engine_bin, folder, model, *arguments, rpc=workers, env=env)
-        )
+    env = mesh_env(folder) | {"LLAMA_MEDIA_MARKER": MEDIA_MARKER}
+    with (
+        rpc_servers(engine_bin, folder, model, n_workers) as workers,
+        llama_server(engine_bin, folder, model, *arguments, rpc=workers, env=env) as server,
+    ):
         found = question(server)
     if workers:
         assert all(

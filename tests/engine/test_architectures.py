@@ -20,6 +20,8 @@ from pathlib import Path
 import gguf
 import pytest
 
+from meshnode.models.facts import read_facts
+from meshnode.pipeline.speculation import Circumstances, choose_speculation
 from tests.engine.answers import (
     Answer,
     ask_at_once,
@@ -28,9 +30,10 @@ from tests.engine.answers import (
     largest_difference,
 )
 from tests.engine.architectures import GENERATING, bert
-from tests.engine.processes import Running, llama_server, loads, mesh_env, rpc_server
-from tests.engine.random_models import FIRST_WORD, WORDS, write_model
-from tests.engine.ring import Carrier, push_arguments, ring
+from tests.engine.processes import Running, llama_server, loads, mesh_env, rpc_server, rpc_servers
+from tests.engine.random_models import WORDS, write_model
+from tests.engine.ring import Joint, joined, push_arguments, write_ring
+from tests.engine.vocabulary import FIRST_WORD
 
 pytestmark = pytest.mark.engine
 
@@ -68,6 +71,10 @@ GUESSES = (
     *("--spec-type", "ngram-simple"),
     *("--spec-ngram-simple-size-n", "2", "--spec-ngram-simple-size-m", "4"),
 )
+LONG_PROMPTS = [
+    [1, *(FIRST_WORD + index * step % WORDS for index in range(400))] for step in (1, 7)
+]
+PIECES = ("-c", "1024", "--ubatch-size", "128")
 MOST_WORKERS = 3
 OUTPUT_VARIABLE = "GGML_RPC_MESH_OUTPUT"
 RING_VARIABLE = "GGML_RPC_MESH_RING"
@@ -110,19 +117,19 @@ def over_workers(
     """A llama-server with that model's layers on workers that read all they need from its file."""
     workers = subject.workers[: way.n_workers]
     env = mesh_env(folder)
-    carriers: list[Carrier] = []
+    joints: list[Joint] = []
     with ExitStack() as stack:
         if way.output_at_home:
             env[OUTPUT_VARIABLE] = "CPU"
         if way.ring:
-            carriers = stack.enter_context(ring(folder, workers))
-            env[RING_VARIABLE] = str(folder / "ring")
+            joints = stack.enter_context(joined(workers))
+            env[RING_VARIABLE] = str(write_ring(folder / "ring", workers))
         if way.dtype:
             env[DTYPE_VARIABLE] = way.dtype
         yield stack.enter_context(
             llama_server(engine_bin, folder, subject.model, *arguments, rpc=workers, env=env)
         )
-        assert all(carrier.carried_bytes > 0 for carrier in carriers)
+        assert all(joint.copied_bytes > 0 for joint in joints)
     reports = loads(folder / "report.jsonl")
     assert {load.server for load in reports} == {worker.address for worker in workers}
     assert all(load.sent_tensors == load.failures == 0 for load in reports)
@@ -219,6 +226,35 @@ def test_the_engine_s_defaults_too_give_the_same_probabilities(
         assert ask_in_turn(server, PROMPTS) == alone
 
 
+@pytest.mark.parametrize("subject", ["qwen3", "gemma2", "gemma3", "phi2"], indirect=True)
+@pytest.mark.parametrize("way", [Way(2, output_at_home=True), Way(3, ring=True)], ids=str)
+def test_what_mesh_has_guessed_changes_nothing(
+    subject: Subject, engine_bin: Path, folder: Path, way: Way
+) -> None:
+    """With the options that `--speculate auto` picks for them. The others' answers are too short
+    for four tokens to come again."""
+    found = Circumstances(read_facts(subject.model), False, 1, False, ())
+    picked = choose_speculation("auto", found, None)
+    with over_workers(engine_bin, folder, subject, way, *PRECISE, *picked.options) as server:
+        answers = ask_in_turn(server, PROMPTS)
+    assert tokens(answers) == tokens(subject.alone)
+    assert 0 < sum(a.accepted for a in answers) < sum(a.drafted for a in answers)
+
+
+@pytest.mark.parametrize(
+    "subject", ["llama", "gemma3", "gpt-oss", "qwen3moe", "jamba", "deepseek2"], indirect=True
+)
+@pytest.mark.parametrize("way", [Way(2), Way(3, ring=True)], ids=str)
+def test_a_long_prompt_in_pieces_gives_what_the_same_pieces_give_alone(
+    subject: Subject, engine_bin: Path, folder: Path, way: Way
+) -> None:
+    """While one worker has a piece, the next has the one before."""
+    with llama_server(engine_bin, folder, subject.model, *PIECES) as server:
+        alone = ask_in_turn(server, LONG_PROMPTS)
+    with over_workers(engine_bin, folder, subject, way, *PIECES) as server:
+        assert ask_in_turn(server, LONG_PROMPTS) == alone
+
+
 @pytest.mark.parametrize("subject", ["llama", "gemma3", "qwen3moe", "jamba"], indirect=True)
 @pytest.mark.parametrize(
     "way", [Way(3, dtype="f16"), Way(3, dtype="q8"), Way(3, ring=True, dtype="q8")], ids=str
@@ -265,18 +301,11 @@ def test_an_encoder_gives_the_same_vectors(engine_bin: Path, folder: Path, n_wor
     with llama_server(engine_bin, folder, model, *TEXTS_AT_ONCE) as server:
         expected = [embed(server, prompt) for prompt in PROMPTS]
     assert len({tuple(vector) for vector in expected}) == len(PROMPTS)
-    with ExitStack() as stack:
-        workers = start_workers(stack, engine_bin, folder, model)[:n_workers]
-        server = stack.enter_context(
-            llama_server(
-                engine_bin,
-                folder,
-                model,
-                *TEXTS_AT_ONCE,
-                rpc=workers,
-                env=mesh_env(folder),
-            )
-        )
+    env = mesh_env(folder)
+    with (
+        rpc_servers(engine_bin, folder, model, n_workers) as workers,
+        llama_server(engine_bin, folder, model, *TEXTS_AT_ONCE, rpc=workers, env=env) as server,
+    ):
         assert [embed(server, prompt) for prompt in PROMPTS] == expected
     reports = loads(folder / "report.jsonl")
     assert {load.server for load in reports} == {worker.address for worker in workers}

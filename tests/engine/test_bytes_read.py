@@ -12,7 +12,15 @@ import pytest
 from tests.conftest import require
 from tests.engine.manifests import write_manifest, write_roots
 from tests.engine.page_cache import PAGE_BYTES, drop, read_ahead_bytes, resident_pages
-from tests.engine.processes import greedy_tokens, llama_server, loads, mesh_env, rpc_server
+from tests.engine.processes import (
+    EngineFailed,
+    greedy_tokens,
+    llama_server,
+    loads,
+    mesh_env,
+    rpc_server,
+)
+from tests.engine.slices import write_slice
 from tests.engine.synthetic import make_model
 
 pytestmark = pytest.mark.engine
@@ -130,6 +138,23 @@ def test_layers_that_stay_here_are_read_here(engine_bin: Path, folder: Path, col
     assert min(read[:2]) >= LAYER_BYTES * 0.99
     for layer in range(2, LAYERS):
         assert _pages_read(cold, of=f"blk.{layer}.") <= SLACK_BYTES
+
+
+@pytest.mark.parametrize("mode", ["mmap", "none", "mmap+mlock"])
+def test_a_load_that_a_hole_ends_has_read_no_weight(
+    engine_bin: Path, folder: Path, cold: Path, mode: str
+) -> None:
+    here = write_slice(folder / "here", [cold], lambda name: name != "output.weight")
+    drop(here.model)
+    with (
+        pytest.raises(EngineFailed, match="this machine does not hold it"),
+        llama_server(
+            *(engine_bin, folder, here.model, "--load-mode", mode),
+            env={"GGML_RPC_MESH_PRESENCE": str(here.presence(folder / "presence"))},
+        ),
+    ):
+        pass
+    assert sum(resident_pages(here.model)) * PAGE_BYTES <= _slack_bytes(cold, mode)
 
 
 def test_a_worker_without_the_file_makes_the_whole_of_it_be_read(

@@ -6,7 +6,6 @@ It may be kept on this machine, or lie with workers too, which are then sent its
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from zlib import crc32
 
@@ -16,7 +15,7 @@ import pytest
 from tests.engine.answers import ask_at_once, ask_in_turn
 from tests.engine.architectures import GENERATING
 from tests.engine.blocks import Shape
-from tests.engine.processes import llama_server, loads, mesh_env, rpc_server
+from tests.engine.processes import llama_server, loads, mesh_env, rpc_servers
 from tests.engine.random_models import F32, Encoded, random_weights, write_model
 from tests.engine.test_architectures import PRECISE, PROMPTS, SEEDS, tokens
 
@@ -44,23 +43,13 @@ def test_a_draft_model_changes_nothing(engine_bin: Path, folder: Path, draft_is_
         guesses += ["--spec-draft-device", "none"]
     with llama_server(engine_bin, folder, model, *PRECISE, name="alone") as server:
         alone = ask_in_turn(server, PROMPTS)
-    with ExitStack() as stack:
-        workers = [
-            stack.enter_context(
-                rpc_server(engine_bin, folder, "--gguf", model, name=f"worker{index}")
-            )
-            for index in range(2)
-        ]
-        server = stack.enter_context(
-            llama_server(
-                engine_bin,
-                folder,
-                model,
-                *(*PRECISE, *guesses),
-                rpc=workers,
-                env=mesh_env(folder),
-            )
-        )
+    arguments = (*PRECISE, *guesses)
+    with (
+        rpc_servers(engine_bin, folder, model, 2) as workers,
+        llama_server(
+            engine_bin, folder, model, *arguments, rpc=workers, env=mesh_env(folder)
+        ) as server,
+    ):
         in_turn = ask_in_turn(server, PROMPTS)
         together = ask_at_once(server, PROMPTS)
     assert tokens(in_turn) == tokens(together) == tokens(alone)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,13 +28,6 @@ from tests.engine.rpc_client import (
 )
 
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture
-def worker(server_bin: Path, folder: Path) -> Iterator[Running]:
-    options = ["--memory-limit", str(LIMIT)]
-    with rpc_server(server_bin, folder, *options) as running:
-        yield running
 
 
 GraphOf = Callable[[Memory], tuple[list[Tensor], list[int]]]

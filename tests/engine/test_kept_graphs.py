@@ -1,9 +1,9 @@
-"""Graphs that the server keeps in slots and runs again (patch 10), and slots that have none."""
+"""Graphs that the server keeps in slots and runs again (patch 15), and slots that have none."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +22,6 @@ pytestmark = pytest.mark.engine
 SLOTS = 16
 GRAPHS_BYTES = 512 * MIB
 BYTES = 128  # of a matrix of 8 by 4 floats
-
-
-@pytest.fixture
-def worker(server_bin: Path, folder: Path) -> Iterator[Running]:
-    with rpc_server(server_bin, folder, "--memory-limit", str(LIMIT)) as running:
-        yield running
 
 
 def added(memory: NamedMemory) -> bytes:

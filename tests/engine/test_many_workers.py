@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from meshnode.engine.abilities import MAX_DEVICES
-from tests.engine.processes import alone, greedy_tokens, llama_server, loads, mesh_env, rpc_server
+from tests.engine.processes import alone, greedy_tokens, llama_server, loads, mesh_env, rpc_servers
 from tests.engine.synthetic import make_model
 
-MANY = 20
+pytestmark = pytest.mark.engine
+
+MANY = 64
 
 
 @pytest.fixture(scope="module")
@@ -21,27 +21,20 @@ def tall_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(path, layers=MANY + 1, width=64, vocab=300, heads=2, ffn=64)
 
 
-@pytest.mark.skipif(MAX_DEVICES < MANY, reason="the engine takes 16 devices")
-def test_twenty_workers_answer_as_one_machine_does(
+def test_sixty_four_workers_answer_as_one_machine_does(
     engine_bin: Path, tall_model: Path, folder: Path
 ) -> None:
     expected = alone(engine_bin, folder, tall_model)
-    with ExitStack() as stack:
-        workers = [
-            stack.enter_context(
-                rpc_server(engine_bin, folder, "--gguf", tall_model, name=f"w{number}")
-            )
-            for number in range(MANY)
-        ]
-        split = ("--tensor-split", ",".join("1" * MANY))
-        server = stack.enter_context(
-            llama_server(
-                *(engine_bin, folder, tall_model, *split),
-                rpc=workers,
-                name="spread",
-                env=mesh_env(folder),
-            )
-        )
+    split = ("--tensor-split", ",".join("1" * MANY))
+    with (
+        rpc_servers(engine_bin, folder, tall_model, MANY) as workers,
+        llama_server(
+            *(engine_bin, folder, tall_model, *split),
+            rpc=workers,
+            name="spread",
+            env=mesh_env(folder),
+        ) as server,
+    ):
         assert greedy_tokens(server) == expected
     found = loads(folder / "report.jsonl")
     assert {load.server for load in found} == {worker.address for worker in workers}

@@ -1,9 +1,9 @@
-"""Buffers that the client names itself (ALLOC, CONFIRM; patch 10), and what naming cannot do."""
+"""Buffers that the client names itself (ALLOC, CONFIRM; patch 13), and what naming cannot do."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,12 +32,6 @@ pytestmark = pytest.mark.engine
 HANDLE, BASE = 7, 1 << 40
 MOST_BUFFERS = 4096
 TOO_MUCH = f"no memory for a buffer of {LIMIT // MIB + 44}.0 MiB"
-
-
-@pytest.fixture
-def worker(server_bin: Path, folder: Path) -> Iterator[Running]:
-    with rpc_server(server_bin, folder, "--memory-limit", str(LIMIT)) as running:
-        yield running
 
 
 def test_a_buffer_is_used_before_the_server_has_said_a_word(worker: Running) -> None:
@@ -128,6 +122,17 @@ def test_a_refused_buffer_is_told_once_and_what_was_done_to_it_is_passed_over(
         assert (refused_buffers, reason.split(":")[0]) == (2, TOO_MUCH)
         assert reason.endswith(f"of the {LIMIT / MIB:.1f} MiB allowed are left")
         assert client.confirm() == (0, "")
+        memory.write(0, b"good")
+        assert memory.read(0, 4) == b"good"
+
+
+def test_a_refused_buffer_that_is_freed_leaves_its_name(worker: Running) -> None:
+    with RpcClient(worker.address) as client:
+        client.alloc(HANDLE, BASE, LIMIT + 44 * MIB)
+        client.send(FREE_BUFFER, struct.pack("<Q", HANDLE))
+        memory = NamedMemory(client)
+        assert memory.handle == HANDLE
+        assert client.confirm()[0] == 1
         memory.write(0, b"good")
         assert memory.read(0, 4) == b"good"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from pathlib import Path
 
 import gguf
@@ -16,6 +17,7 @@ from tests.engine.processes import (
     loads,
     mesh_env,
     rpc_server,
+    rpc_servers,
 )
 from tests.engine.synthetic import make_model
 
@@ -158,3 +160,35 @@ def test_layers_split_over_here_and_there_are_reported_per_server(
     assert by_server[has.address].local_tensors > 0
     assert by_server[has_not.address].local_tensors == 0
     assert by_server[has_not.address].sent_tensors > 0
+
+
+def test_a_model_without_a_fingerprint_is_sent_to_every_server(
+    engine_bin: Path, folder: Path, model: Path
+) -> None:
+    """Its header has a key longer than our reader takes; llama.cpp does not mind."""
+    odd = folder / "odd.gguf"
+    _copy_with_long_key(model, odd)
+    expected = alone(engine_bin, folder, odd)
+    with (
+        rpc_servers(engine_bin, folder, model, 3) as workers,
+        llama_server(
+            *(engine_bin, folder, odd, "--tensor-split", "1,1,1"),
+            rpc=workers,
+            env=mesh_env(folder),
+        ) as server,
+    ):
+        assert greedy_tokens(server) == expected
+    found = loads(folder / "report.jsonl")
+    assert len(found) == len(workers)
+    assert all(load.sent_tensors and not load.local_tensors for load in found)
+
+
+def _copy_with_long_key(model: Path, copy: Path) -> None:
+    """The same model with one pair more in front of the others, 70,016 bytes of it: what follows
+    stays aligned."""
+    content = model.read_bytes()
+    magic, version, n_tensors, n_keys = struct.unpack_from("<IIQQ", content)
+    head = struct.pack("<IIQQ", magic, version, n_tensors, n_keys + 1)
+    key = b"k" * 70_003
+    pair = struct.pack("<Q", len(key)) + key + struct.pack("<IB", gguf.GGUFValueType.UINT8, 1)
+    copy.write_bytes(head + pair + content[len(head) :])

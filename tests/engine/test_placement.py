@@ -7,9 +7,7 @@ them. RPC servers listen on loopback ports here, which stock builds take as well
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -24,12 +22,12 @@ from meshnode.pipeline.costs import plan_model
 from meshnode.pipeline.layers import parse_layers
 from meshnode.pipeline.plan import Plan, PlanDevice, PlanNode, PlanRequest
 from meshnode.pipeline.planner import make_plan
+from tests.engine.processes import free_port, rpc_server
 from tests.engine.synthetic import make_model
 
 pytestmark = pytest.mark.engine
 
 GIB = 2**30
-START_LIMIT_S = 60
 LAYERS = 6
 
 _ASSIGNED = re.compile(r"layer +(\d+) assigned to device (\S+),")
@@ -48,38 +46,16 @@ class Placed:
 Run = Callable[[Path, PlanRequest], tuple[Plan, Placed]]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="module")
-def ports(engine_bin: Path) -> Iterator[dict[str, int]]:
+def ports(engine_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
     """Three lenders: the port of each one's rpc-server."""
+    folder = tmp_path_factory.mktemp("lenders")
     with ExitStack() as stack:
-        found = {name: free_port() for name in ("a", "b", "c")}
-        for port in found.values():
-            argv = [str(engine_bin / "ggml-rpc-server"), "-H", "127.0.0.1", "-p", str(port)]
-            server = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            stack.callback(server.wait)
-            stack.callback(server.kill)
-        for port in found.values():
-            await_listener(port)
-        yield found
-
-
-def await_listener(port: int) -> None:
-    """rpc-server says nothing that is flushed when it listens, so it is asked."""
-    deadline = time.monotonic() + START_LIMIT_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=START_LIMIT_S).close()
-            return
-        except ConnectionRefusedError:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        addresses = {
+            name: stack.enter_context(rpc_server(engine_bin, folder, name=name, tcp=True)).address
+            for name in ("a", "b", "c")
+        }
+        yield {name: int(address.rpartition(":")[2]) for name, address in addresses.items()}
 
 
 @pytest.fixture

@@ -91,13 +91,20 @@ def test_the_page_keeps_its_words_and_changes_its_table(
 ) -> None:
     copied = tmp_path / "docs" / "sanitizers.md"
     copied.parent.mkdir()
-    copied.write_text("Words.\n\n<!-- written by ./just engine-sanitize --write -->\nold\n")
+    other = (
+        "| AddressSanitizer, UndefinedBehaviorSanitizer | 2026-01-01 | `fedcba9` | an older run |"
+    )
+    copied.write_text(
+        f"Words.\n\n<!-- written by ./just engine-sanitize --write -->\nold\n{other}\n"
+        "| ThreadSanitizer | its line before |\n"
+    )
     monkeypatch.setattr(page, "PAGE", copied)
     monkeypatch.setattr(page, "head_commit", lambda: "abc1234")
     page.write_page([CLEAN], {"test_x.py": "slow"})
     text = copied.read_text()
     assert text.startswith("Words.\n\n<!-- written")
-    assert "old" not in text
-    assert "commit `abc1234`" in text
-    assert "| ThreadSanitizer | `0123456789abcdef` | sanitized | 300 | 0 | 2 | passed |" in text
+    assert "\nold" not in text
+    assert "before" not in text
+    assert other in text, "of the sanitizer that was not run now"
+    assert "| `abc1234` | `0123456789abcdef` | sanitized | 300 | 0 | 2 | passed |" in text
     assert "`test_x.py` (slow)" in text

@@ -16,8 +16,9 @@ import pytest
 from tests.engine.answers import Answer, ask_in_turn
 from tests.engine.blocks import VOCAB, Architecture, Shape
 from tests.engine.processes import llama_server, loads, mesh_env, rpc_server
-from tests.engine.random_models import FIRST_WORD, Encoded, write_model
+from tests.engine.random_models import Encoded, write_model
 from tests.engine.tensor_types import TYPES, random_tensor
+from tests.engine.vocabulary import FIRST_WORD
 
 pytestmark = pytest.mark.engine
 

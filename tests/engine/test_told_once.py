@@ -1,11 +1,10 @@
-"""Tensors by number and their data in its codings (patch 10), and what those cannot do."""
+"""Tensors by number and their data in its codings (patches 14 and 17), and what those cannot do."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ import pytest
 
 from tests.engine import hostile_messages as m
 from tests.engine.hostile_messages import NamedMemory, changes, repeats
-from tests.engine.processes import Running, rpc_server
-from tests.engine.refusals import LIMIT, MIB, refused
+from tests.engine.processes import Running
+from tests.engine.refusals import MIB, refused
 from tests.engine.rpc_client import (
     CHANGES,
     DATA,
@@ -38,12 +37,6 @@ pytestmark = pytest.mark.engine
 MOST_TENSORS = 4096
 KEPT_BYTES = 64 * MIB
 BYTES = 128  # of a tensor of 8 by 4 floats
-
-
-@pytest.fixture
-def worker(server_bin: Path, folder: Path) -> Iterator[Running]:
-    with rpc_server(server_bin, folder, "--memory-limit", str(LIMIT)) as running:
-        yield running
 
 
 def test_an_input_arrives_as_it_was_changed(worker: Running) -> None:

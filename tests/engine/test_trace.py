@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,10 +16,8 @@ from meshnode.cli.commands import run as run_mesh
 from meshnode.trace.records import Record, Role
 from tests.bench.delay_line import Line, Link, delay_line
 from tests.bench.rpc_meter import COMMANDS
-from tests.conftest import require
 from tests.engine.processes import (
     N_TOKENS,
-    POLL_INTERVAL_S,
     Running,
     greedy_tokens,
     llama_server,
@@ -32,7 +29,6 @@ pytestmark = pytest.mark.engine
 
 TRACE_VARIABLE = "GGML_RPC_TRACE"
 WORKERS = 2
-SEEN_LIMIT_S = 10.0
 
 
 def records_of(path: Path, role: Role) -> list[Record]:
@@ -51,8 +47,6 @@ def sent_of(records: list[Record]) -> tuple[int, int]:
 @pytest.fixture
 def traced(engine_bin: Path, folder: Path, model: Path) -> Iterator[tuple[list[Path], Line]]:
     """A run over: the client's and the servers' traces, and what saw all of it on the way."""
-    program = (engine_bin / "ggml-rpc-server").read_bytes()
-    require("engine-trace", TRACE_VARIABLE.encode() in program, "this engine writes no traces")
     paths = [folder / name for name in ("client.tsv", "w0.tsv", "w1.tsv")]
     with ExitStack() as stack:
         workers = [
@@ -82,9 +76,7 @@ def test_the_client_tells_of_each_message_that_was_seen_on_the_way(
     (client, *_), line = traced
     records = records_of(client, Role.CLIENT)
     messages, size_bytes = sent_of(records)
-    deadline = time.monotonic() + SEEN_LIMIT_S
-    while (seen := line.counts()).total.requests < messages and time.monotonic() < deadline:
-        time.sleep(POLL_INTERVAL_S)
+    seen = line.final_counts()
     assert (seen.total.requests, seen.total.up_bytes) == (messages, size_bytes)
     replies = [record.size_bytes for record in records if record.event == "reply"]
     assert (seen.total.replies, seen.total.down_bytes) == (len(replies), sum(replies))
@@ -138,7 +130,7 @@ def test_a_real_run_is_drawn(
     for wish in ([], ["--load"], ["--token", "1"]):
         assert run_mesh(["trace", "--svg", str(svg), *wish, *map(str, paths)]) == 0
         shown = capsys.readouterr().out
-        assert f"0 unix:{folder}/line0.sock"[:8] in shown
+        assert "0 unix:/" in shown
         assert max(len(line) for line in shown.splitlines() if line[:5] != "note:") <= 100
         words = "".join(ElementTree.parse(svg).getroot().itertext())
         assert "worker computes" in words

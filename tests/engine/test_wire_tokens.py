@@ -1,16 +1,16 @@
-"""What is said once, as changes or by number (patch 10): the same answers, and it is said once."""
+"""What is said once, as changes or by number (patches 14, 15): the same answers, and said once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.engine.answers import ask_at_once, ask_in_turn, embed
-from tests.engine.processes import Running, llama_server, rpc_server
+from tests.engine.processes import Running, llama_server, rpc_servers
 from tests.engine.wire_trace import count, decodes, depth, read_trace, within
 
 pytestmark = pytest.mark.engine
@@ -25,21 +25,11 @@ def served(
 ) -> Iterator[tuple[Running, Path]]:
     """A llama-server over so many workers that read the model themselves, and its trace's path."""
     trace = folder / "client.trace"
-    with ExitStack() as stack:
-        workers = [
-            stack.enter_context(rpc_server(engine_bin, folder, "--gguf", model, name=f"w{index}"))
-            for index in range(n_workers)
-        ]
-        server = stack.enter_context(
-            llama_server(
-                engine_bin,
-                folder,
-                model,
-                *arguments,
-                rpc=workers,
-                env={"GGML_RPC_TRACE": str(trace)},
-            )
-        )
+    env = {"GGML_RPC_TRACE": str(trace)}
+    with (
+        rpc_servers(engine_bin, folder, model, n_workers) as workers,
+        llama_server(engine_bin, folder, model, *arguments, rpc=workers, env=env) as server,
+    ):
         yield server, trace
 
 
@@ -111,10 +101,10 @@ def test_a_graph_is_sent_once_for_each_shape_however_they_alternate(
         ask_in_turn(server, PROMPTS * 2)
     events = read_trace(trace)
     batches = decodes(events)
-    shapes = {batch.amount for batch in batches}
+    shapes = {batch.size_bytes for batch in batches}
     a_round = (len(batches) - 1) // 3  # the first is llama-server's own
     assert count(events, "send", "GRAPH") <= 2 * (len(shapes) + 1)
-    later = within(events, batches[1 + a_round].begin_ns, 2**63)
+    later = within(events, batches[1 + a_round].t_ns, 2**63)
     assert count(later, "send", "GRAPH") == 0
     assert count(later, "send", "TENSOR") == 0
     assert count(later, "send", "GRAPH_AGAIN") == 2 * 2 * a_round
@@ -128,11 +118,11 @@ def test_a_token_waits_once_for_each_worker(
         ask_in_turn(server, PROMPTS[:1])
     events = read_trace(trace)
     for batch in decodes(events)[-20:]:
-        of_token = within(events, batch.begin_ns, batch.end_ns)
-        waits = [event for event in of_token if event.kind == "wait"]
+        of_token = within(events, batch.t_ns, batch.end_ns)
+        waits = [event for event in of_token if event.event == "wait"]
         assert [wait.command for wait in waits] == ["GET"] * n_workers
         assert depth(of_token) == n_workers
-    before = within(events, 0, decodes(events)[0].begin_ns)
+    before = within(events, 0, decodes(events)[0].t_ns)
     assert depth(before) == 5  # for one as for four
 
 
@@ -142,8 +132,8 @@ def test_what_did_not_change_is_not_sent(engine_bin: Path, folder: Path, model: 
         ask_in_turn(server, PROMPTS[2:3])
     events = read_trace(trace)
     batch = decodes(events)[-2]
-    sent = [e for e in within(events, batch.begin_ns, batch.end_ns) if e.kind == "send"]
-    inputs = [event.amount for event in sent if event.command == "INPUT"]
+    sent = [e for e in within(events, batch.t_ns, batch.end_ns) if e.event == "send"]
+    inputs = [event.size_bytes for event in sent if event.command == "INPUT"]
     embedding = 4 * 256
     # positions, rows and the mask beside the token itself: tens of bytes each
     assert max(inputs) == embedding + 9 + 21

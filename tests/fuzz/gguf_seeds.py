@@ -53,5 +53,66 @@ def gguf_file(version: int = 3, experts: int = 0) -> bytes:
     return head + infos + padding + bytes(offset)
 
 
+def _array(key: str, numbers: list[int]) -> bytes:
+    packed = struct.pack(f"<IQ{len(numbers)}I", U32, len(numbers), *numbers)
+    return _pair(key, ARRAY, packed)
+
+
+_INDEXER = {"attention.indexer.key_length": 4, "attention.indexer.top_k": 2}
+_LATENT = {"attention.key_length_mla": 8, "attention.value_length_mla": 8}
+_STATE = {"ssm.conv_kernel": 4, "ssm.inner_size": 8, "ssm.state_size": 4, "ssm.group_count": 1}
+_SPECIAL: dict[str, dict[str, int | list[int]]] = {
+    "gemma3": {"attention.sliding_window": 8, "attention.sliding_window_pattern": 2},
+    "gemma4": {
+        "attention.sliding_window": 8,
+        "attention.sliding_window_pattern": [1, 0],
+        "attention.shared_kv_layers": 1,
+        "attention.key_length_swa": 4,
+    },
+    "qwen35moe": {
+        **_STATE,
+        "full_attention_interval": 2,
+        "expert_count": 4,
+        "expert_used_count": 2,
+    },
+    "jamba": {**_STATE, "attention.head_count_kv": [0, 2]},
+    "rwkv6": {"wkv.head_size": 8, "token_shift_count": 2},
+    "kimi-linear": {**_LATENT, "ssm.conv_kernel": 4, "kda.head_dim": 8},
+    "glm-dsa": {**_LATENT, **_INDEXER, "attention.indexer.types": [1, 0]},
+    "deepseek4": {
+        "attention.sliding_window": 8,
+        "attention.compress_ratios": [4, 128],
+        **_INDEXER,
+        "nextn_predict_layers": 1,
+    },
+    "qwen4exp": {
+        **_STATE,
+        **_INDEXER,
+        "ple.layers": [0],
+        "ple.conv_kernel": 4,
+        "ple.ngram_size": 3,
+        "hyper_connection.count": 4,
+    },
+}
+"""Architectures whose layers keep something special of conversations, and what says so."""
+
+
+def _special_file(arch: str) -> bytes:
+    told = {"block_count": 2, "embedding_length": 32, "attention.head_count": 4} | _SPECIAL[arch]
+    pairs = [_pair("general.architecture", STRING, _string(arch))]
+    pairs += [
+        _array(f"{arch}.{key}", value) if isinstance(value, list) else _u32(f"{arch}.{key}", value)
+        for key, value in told.items()
+    ]
+    template = _pair("tokenizer.chat_template", STRING, _string("{{ messages }}"))
+    pairs += [template, _u32("general.file_type", 15)]
+    infos, offset = b"", 0
+    for name in ("blk.0.ffn_up_exps.weight", "blk.1.ssm_a", "output.weight"):
+        infos += _string(name) + struct.pack("<IQQIQ", 2, 8, 4, F32_TENSOR, offset)
+        offset += 8 * 4 * 4
+    head = b"GGUF" + struct.pack("<IQQ", 3, 3, len(pairs)) + b"".join(pairs)
+    return head + infos + bytes(-(len(head) + len(infos)) % ALIGNMENT) + bytes(offset)
+
+
 def gguf_seeds() -> list[bytes]:
-    return [gguf_file(), gguf_file(version=2, experts=4)]
+    return [gguf_file(), gguf_file(version=2, experts=4), *map(_special_file, _SPECIAL)]

@@ -10,13 +10,14 @@ from typing import Any, cast
 import cbor2
 import trio
 
+from meshnode.administration import parse_invite_request
 from meshnode.cli.settings import read_settings
 from meshnode.config import parse_address, parse_duration, parse_size
 from meshnode.control import _answer_line
 from meshnode.engine.devices import parse_device_list
 from meshnode.engine.load_report import LoadReport
 from meshnode.engine.rpc_probe import RpcUnreachable, _ask
-from meshnode.errors import AccessError, BadMessage, HomeError, ModelError, UsageError
+from meshnode.errors import AccessError, BadMessage, HomeError, UsageError
 from meshnode.gateway.body import check_json
 from meshnode.gateway.events import EventGate
 from meshnode.gateway.refusal import Refusal
@@ -26,7 +27,6 @@ from meshnode.introduction import (
     parse_member_untrusted,
 )
 from meshnode.messages import MessageStream, PeerGone, parse_message_untrusted
-from meshnode.models.facts import read_facts
 from meshnode.models.manifest import (
     BadManifest,
     Manifest,
@@ -36,7 +36,6 @@ from meshnode.models.manifest import (
     match,
     to_wire,
 )
-from meshnode.node import parse_invite_request
 from meshnode.pipeline.layers import parse_layers, parse_tensor_split
 from meshnode.pipeline.protocol import (
     DeviceFacts,
@@ -49,9 +48,10 @@ from meshnode.pipeline.protocol import (
     parse_reason_untrusted,
     parse_worker_facts_untrusted,
 )
+from meshnode.pipeline.speeds import Speed
+from meshnode.pipeline.ways import Way
 from meshnode.state import Home
 from tests.fuzz.discovery_parsers import NOW, grant_seeds
-from tests.fuzz.gguf_seeds import gguf_seeds
 from tests.fuzz.mutation import CborFormat, JsonFormat
 from tests.fuzz.parser import REJECTED, Parser, check, text_of
 from tests.fuzz.script import scratch_file, scratch_folder
@@ -115,8 +115,9 @@ HELLO = {
 }
 FACTS = WorkerFacts(
     *("a worker", "key", "cpu", 1 << 30),
-    (DeviceFacts("CPU", "x86, 2 cores", False, 1 << 31, 1 << 30),),
+    (DeviceFacts("CPU", "x86, 2 cores", False, 1 << 31, 1 << 30, Speed(1e10, 8e10)),),
     ("model-a", "model-b"),
+    (Way(HOSTILE.peer, 0.004, 5e6, 12.0), Way(HOSTILE.peer)),
 )
 LEASE = LeaseRequest("key", "model", 1 << 30, b"wanted")
 GRANTED = Granted("abc123", 9, 1, 2, ("blk.0.attn_q.weight",), ring=1)
@@ -230,15 +231,6 @@ EVENTS = (
 # --- files --------------------------------------------------------------------------------------
 
 
-def run_model(data: bytes) -> object:
-    facts = read_facts(scratch_file("model.gguf", data))
-    check(sum(facts.layer_bytes) <= len(data), "no layer is larger than the file")
-    for tensor in facts.tensors:
-        check(tensor.offset + tensor.nbytes <= len(data), "tensors lie inside the file")
-        check(tensor.name.isprintable(), "a tensor's name is printable")
-    return facts
-
-
 class FileHome(Home):
     """A home that is not locked: only its reading is of interest."""
 
@@ -341,7 +333,6 @@ PARSERS = (
         format=CBOR,
     ),
     Parser("model manifest", (BadManifest,), lambda: [to_wire(LOCAL)], run_manifest, format=CBOR),
-    Parser("model file", (ModelError,), gguf_seeds, run_model),
     Parser("home file", (HomeError,), _json(INVITE), run_home_file, format=JSON),
     Parser(
         *("load report", ()),

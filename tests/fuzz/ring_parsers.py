@@ -1,10 +1,11 @@
-"""What is said on a lease's stream about pushing from worker to worker."""
+"""What is said between workers, and on a lease's stream about their pushing to each other."""
 
 from __future__ import annotations
 
 import cbor2
 
 from meshnode.errors import BadMessage
+from meshnode.pipeline.probing import parse_probe_untrusted
 from meshnode.pipeline.protocol import (
     End,
     PushFrom,
@@ -29,6 +30,11 @@ PARSERS = (
     Parser(
         *("news of a push", (BadMessage,), lambda: [cbor2.dumps(x.to_message()) for x in NEWS]),
         over_cbor(parse_push_news_untrusted),
+        format=CBOR,
+    ),
+    Parser(
+        *("order of a burst", (BadMessage,), lambda: [cbor2.dumps({"give": 32768})]),
+        over_cbor(parse_probe_untrusted),
         format=CBOR,
     ),
 )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from tests.fuzz import (
     discovery_parsers,
+    gateway_parsers,
     gossip_parsers,
     mdns_parsers,
     members_parsers,
     meshnode_parsers,
+    model_parsers,
     portmap_parsers,
     probe_parsers,
+    pulls_parsers,
     quic_parsers,
     ring_parsers,
+    store_parsers,
     tunnels_parsers,
     webrtc_parsers,
 )
@@ -22,8 +26,8 @@ PARSERS: dict[str, Parser] = {
     for module in (
         *(tunnels_parsers, probe_parsers, quic_parsers, webrtc_parsers),
         *(discovery_parsers, mdns_parsers, portmap_parsers),
-        *(members_parsers, gossip_parsers, meshnode_parsers),
-        ring_parsers,
+        *(members_parsers, gossip_parsers, meshnode_parsers, model_parsers),
+        *(ring_parsers, store_parsers, gateway_parsers, pulls_parsers),
     )
     for parser in module.PARSERS
 }

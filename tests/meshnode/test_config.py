@@ -7,9 +7,11 @@ import pytest
 from meshnode.config import (
     DEFAULT_STUN,
     Address,
+    PullSource,
     human_bytes,
     parse_address,
     parse_duration,
+    parse_pull_sources,
     parse_servers,
     parse_size,
     parse_transports,
@@ -91,6 +93,24 @@ def test_bytes_print_in_units_people_know(size_bytes: int, text: str) -> None:
 )
 def test_transports_are_names_with_commas_between(text: str, names: tuple[str, ...]) -> None:
     assert parse_transports(text, ("tcp", "quic", "relay")) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "sources"),
+    [
+        ("none", set()),
+        ("url", {PullSource.URL}),
+        (" Hub, peers ", {PullSource.HUB, PullSource.PEERS}),
+    ],
+)
+def test_sources_to_pull_from_are_named(text: str, sources: set[PullSource]) -> None:
+    assert parse_pull_sources(text) == sources
+
+
+@pytest.mark.parametrize("text", ["", "hub,", "everywhere", "none,hub"])
+def test_sources_that_are_none_are_told_so(text: str) -> None:
+    with pytest.raises(UsageError, match="some of hub, url, peers"):
+        parse_pull_sources(text)
 
 
 @pytest.mark.parametrize("text", ["", "tcp,", "pigeon", "auto,tcp"])

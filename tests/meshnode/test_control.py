@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import trio
 
 from discovery.grants import Role
 from meshnode import control
+from meshnode.administration import parse_invite_request
 from meshnode.config import MAX_INVITE_LIFETIME_S
-from meshnode.control import SOCKET_NAME, NodeRefused, ask_node, serve_control_socket
+from meshnode.control import SOCKET_NAME, NodeRefused, ask_node, follow_node, serve_control_socket
 from meshnode.errors import AccessError, HomeError, UsageError
-from meshnode.node import node_name, parse_invite_request
+from meshnode.node import node_name
 from meshnode.paths import runtime_folder, socket_path
 
 
@@ -166,3 +168,91 @@ def test_a_name_is_taken_whole_or_refused() -> None:
     for name in ("a.b", "", "x" * 65, "local", "a b"):
         with pytest.raises(UsageError, match="cannot be a node's name"):
             node_name(name)
+
+
+# -- what takes long ----------------------------------------------------------------------------
+
+
+class Long:
+    """Work that goes on until it is let go, and tells how far it is."""
+
+    def __init__(self) -> None:
+        self.begun, self.let_go, self.ended = trio.Event(), trio.Event(), trio.Event()
+
+    async def __call__(
+        self, request: Mapping[str, Any], tell: Callable[[int, int], None]
+    ) -> Mapping[str, Any]:
+        try:
+            tell(1, 2)
+            self.begun.set()
+            await self.let_go.wait()
+            if request.get("fail"):
+                raise AccessError("you may not after all")
+            return {"done": True}
+        finally:
+            self.ended.set()
+
+
+@asynccontextmanager
+async def working_node(home: Path, work: Long) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_control_socket, home, HANDLERS, {"long": work})
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def test_long_work_is_followed_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "REQUEST_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(control, "FOLLOW_EVERY_S", 0.7)  # it lasts longer than requests may
+    work, seen = Long(), trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def on_progress(*progress: int) -> None:
+        assert progress == (1, 2)
+        token.run_sync_soon(seen.set)
+
+    async def let_go() -> None:
+        await seen.wait()
+        work.let_go.set()
+
+    async with working_node(tmp_path, work), trio.open_nursery() as nursery:
+        nursery.start_soon(let_go)
+        with trio.fail_after(20):
+            follow = partial(follow_node, tmp_path, {"op": "long"}, on_progress)
+            assert await trio.to_thread.run_sync(follow) == {"done": True}
+
+
+async def test_long_work_that_fails_is_told_as_any_other(tmp_path: Path) -> None:
+    work = Long()
+    work.let_go.set()
+    async with working_node(tmp_path, work):
+        with pytest.raises(NodeRefused, match="not after all") as refusal:
+            await ask(tmp_path, op="long", fail=True)
+        assert refusal.value.exit_code == AccessError.exit_code
+        assert await ask(tmp_path, op="echo", say="still here") == {"said": "still here"}
+
+
+async def test_long_work_ends_when_who_asked_hangs_up(tmp_path: Path) -> None:
+    work = Long()
+    async with working_node(tmp_path, work):
+        stream = await trio.open_unix_socket(
+            str(socket_path(runtime_folder(tmp_path), SOCKET_NAME))
+        )
+        with trio.fail_after(20):
+            async with stream:
+                await stream.send_all(b'{"op": "long"}\n')
+                await work.begun.wait()
+            await work.ended.wait()
+        assert await ask(tmp_path, op="echo", say="still here") == {"said": "still here"}
+
+
+async def test_a_node_that_says_nothing_for_long_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "FOLLOW_EVERY_S", 1000.0)
+    async with working_node(tmp_path, Long()):
+        follow = partial(follow_node, tmp_path, {"op": "long"}, lambda _d, _t: None, 0.5)
+        with pytest.raises(HomeError, match="did not answer"):
+            await trio.to_thread.run_sync(follow)

@@ -38,3 +38,10 @@ def test_a_lack_of_file_descriptors_is_found_behind_an_error() -> None:
     assert found is not None
     assert "ulimit -n" in str(found)
     assert found.exit_code == 7
+
+
+def test_errors_that_are_behind_each_other_are_looked_through_once() -> None:
+    """A task that fails while another's error passes leaves such a circle."""
+    one, other = errors.DiskFull("no space left"), ValueError()
+    one.__context__, other.__context__ = other, one
+    assert errors.out_of_files(one) is None

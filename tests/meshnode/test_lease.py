@@ -19,15 +19,25 @@ from meshnode.engine.cache import Engine, load_engine
 from meshnode.engine.children import open_child
 from meshnode.engine.devices import cpu_device
 from meshnode.engine.sandbox.check import prepare_sandbox
+from meshnode.engine.speed import Speeds
 from meshnode.events import Event
-from meshnode.models.manifest import to_wire
+from meshnode.models.facts import read_facts
+from meshnode.models.manifest import digest_model, to_wire
 from meshnode.models.shelf import Shelf
+from meshnode.models.store.disk import check_room
+from meshnode.models.store.store import Store
+from meshnode.models.store.writer import SliceWriter
 from meshnode.pipeline.borrow import LeaseRefused, ask_facts, borrow
+from meshnode.pipeline.figures import Figures
+from meshnode.pipeline.gauge import Gauge
 from meshnode.pipeline.inventory import Inventory
 from meshnode.pipeline.lease import MAX_LEASES, LeaseDesk
+from meshnode.pipeline.matching import Matched
+from meshnode.pipeline.probing import Probing
 from meshnode.pipeline.protocol import LeaseRequest
 from meshnode.pipeline.pushing import LeaseEnds
 from tests.engine.synthetic import make_model
+from tests.meshnode.models.store.slices import Whole, pull
 from tunnels import Endpoint, Identity, Session, StreamError
 
 pytestmark = pytest.mark.engine
@@ -55,7 +65,9 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(folder: Path, engine: Engine, lend: LendConfig = LENDS) -> AsyncIterator[Scene]:
+async def scene(
+    folder: Path, engine: Engine, lend: LendConfig = LENDS, figures: Figures | None = None
+) -> AsyncIterator[Scene]:
     models, manifests, runtime = folder / "models", folder / "manifests", folder / "run"
     for each in (models, manifests, runtime):
         each.mkdir()
@@ -77,6 +89,7 @@ async def scene(folder: Path, engine: Engine, lend: LendConfig = LENDS) -> Async
         log_folder=folder,
         emit=emit,
         sandbox=prepare_sandbox(lend.sandbox, (folder / "manifests",)),
+        figures=figures,
     )
     worker = Endpoint(Identity.generate(), authorize=lambda _peer, _service: True)
     worker.serve("control", desk.serve_control)
@@ -111,6 +124,26 @@ async def test_a_worker_says_what_it_lends(short_path: Path, engine: Engine) -> 
     assert "small" in facts.models
 
 
+async def test_a_worker_tells_its_speed_and_measures_nothing_under_a_lease(
+    short_path: Path, engine: Engine
+) -> None:
+    inventory = Inventory(engine, (cpu_device(),))
+    gauge = Gauge(Speeds(short_path, engine), inventory, quiet=trio.lowlevel.checkpoint)
+    figures = Figures(gauge, Probing(lambda: ()), lambda _peer, _asker: True)
+    async with scene(short_path, engine, figures=figures) as stage:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(gauge.run)
+            with trio.fail_after(60):
+                async with borrow(stage.session, stage.request, lambda *_: None):
+                    await gauge.settle()  # it is in use: nobody waits
+                    (device,) = (await ask_facts(stage.session)).devices
+                    assert device.speed is None
+                await gauge.settle()
+        (device,) = (await ask_facts(stage.session)).devices
+    assert device.speed is not None
+    assert device.speed.decode_bytes_per_s > 1e8
+
+
 async def test_a_lease_lasts_as_long_as_its_stream(short_path: Path, engine: Engine) -> None:
     async with scene(short_path, engine) as stage:
         async with borrow(stage.session, stage.request, lambda *_: None) as borrowed:
@@ -123,6 +156,24 @@ async def test_a_lease_lasts_as_long_as_its_stream(short_path: Path, engine: Eng
         assert stage.desk.usable_bytes() == 2 * MEMORY_BYTES
         assert not lease.socket.exists()
         assert not list(lease.socket.parent.glob("*.manifest"))
+
+
+async def test_a_slice_is_not_removed_while_it_is_lent_from(
+    short_path: Path, engine: Engine
+) -> None:
+    async with scene(short_path, engine) as stage:
+        model = short_path / "models" / "small.gguf"
+        whole = Whole(read_facts(model), digest_model(read_facts(model)))
+        store = Store(short_path / "models")
+        made = whole.create(store)
+        with SliceWriter(made.folder) as writer:
+            pull(writer, whole, whole.all_names)
+        model.unlink()
+        async with borrow(stage.session, stage.request, lambda *_: None) as borrowed:
+            assert borrowed.granted.usable_count == len(whole.all_names)
+            assert store.collect(0).in_use == (made.folder.name,)
+        await stage.until_free()
+        assert store.remove(made.folder).freed_bytes > 0
 
 
 async def test_another_engine_is_told_apart_in_a_sentence(short_path: Path, engine: Engine) -> None:
@@ -151,8 +202,24 @@ async def test_leases_of_next_to_nothing_are_few_whoever_asks(
         for _ in range(MAX_LEASES):
             stage.desk._reserve(LeaseEnds(Identity.generate().peer), tiny)
         with pytest.raises(LeaseRefused, match=f"lends {MAX_LEASES} times already"):
-            async with borrow(stage.session, tiny, lambda _done, _total: None):
+            async with borrow(stage.session, tiny, lambda _progress: None):
                 pass
+
+
+async def test_a_refusal_names_none_of_the_workers_folders(
+    short_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scene(short_path, engine) as stage:
+
+        async def no_room(*_: object) -> Matched:
+            check_room(short_path / "models", 2**62, "pulling glm")
+            raise AssertionError
+
+        monkeypatch.setattr(stage.desk._matching, "match", no_room)
+        with pytest.raises(LeaseRefused, match=r"pulling glm needs .* more in …, and") as no:
+            async with borrow(stage.session, stage.request, lambda _: None):
+                pass
+        assert str(short_path) not in str(no.value)
 
 
 async def test_junk_for_a_manifest_is_refused(short_path: Path, engine: Engine) -> None:

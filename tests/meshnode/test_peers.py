@@ -16,7 +16,8 @@ from click.testing import CliRunner
 
 from discovery.roster import Member
 from meshnode.cli import peers as commands
-from meshnode.cli.views import bytes_text, duration_text, loss_text, path_text
+from meshnode.cli.views import bytes_text, loss_text, path_text
+from meshnode.config import human_duration
 from meshnode.errors import NetworkError, UsageError
 from meshnode.events import Event, Kind
 from meshnode.peers import PATH_LOOK_S, Peers
@@ -278,7 +279,7 @@ def test_a_peer_without_a_path_and_a_stranger_are_shown_as_such() -> None:
 
 
 def test_times_sizes_and_shares_are_short() -> None:
-    assert [duration_text(one) for one in (-3, 59, 61, 3700, 90_000)] == [
+    assert [human_duration(one) for one in (-3, 59, 61, 3700, 90_000)] == [
         *("0 s", "59 s", "1 min", "1 h 1 min", "1 d 1 h"),
     ]
     assert (bytes_text(None), bytes_text(0), bytes_text(2**30)) == ("-", "0.0 KiB", "1024.0 MiB")

@@ -16,11 +16,13 @@ from meshnode.pipeline.protocol import (
     End,
     Granted,
     LeaseRequest,
+    Progress,
     PushFrom,
     PushNews,
     PushTo,
     WorkerFacts,
 )
+from meshnode.pipeline.speeds import Speed, speed_of
 from tunnels import PeerId
 
 FACTS = WorkerFacts(
@@ -28,7 +30,10 @@ FACTS = WorkerFacts(
     engine_key="abc123",
     backend="cpu",
     usable_bytes=7 * 2**30,
-    devices=(DeviceFacts("CPU", "a processor", False, 8 * 2**30, 7 * 2**30),),
+    devices=(
+        DeviceFacts("CUDA0", "a card", True, 2**34, 2**34, Speed(7e11, 9e13)),
+        DeviceFacts("CPU", "a processor", False, 8 * 2**30, 7 * 2**30),
+    ),
     models=("glm", "demo"),
 )
 REQUEST = LeaseRequest(engine_key="abc123", model="glm", memory_bytes=2**30, wanted=b"packed")
@@ -53,7 +58,75 @@ def test_every_message_survives_the_wire() -> None:
     for news in (PushNews(End.FROM, True), PushNews(End.TO, True, silent=True)):
         assert protocol.parse_push_news_untrusted(over_the_wire(news.to_message())) == news
     assert protocol.parse_reason_untrusted({"reason": "no"}) == "no"
-    assert protocol.parse_progress_untrusted({"done_bytes": 1, "total_bytes": 2}) == (1, 2)
+    for progress in (Progress(1, 2), Progress(1, 2, pulls=True)):
+        assert protocol.parse_progress_untrusted(over_the_wire(progress.to_message())) == progress
+
+
+def test_a_worker_of_before_says_nothing_of_speeds_and_ours_nothing_that_it_trips_over() -> None:
+    message = FACTS.to_message()
+    assert all(len(row) == 5 for row in message["devices"]), "older nodes take five values"
+    del message["speeds"]
+    found = protocol.parse_worker_facts_untrusted(over_the_wire(message))
+    assert [device.speed for device in found.devices] == [None, None]
+
+
+INF, NAN = float("inf"), float("nan")
+IMPOSSIBLE = (0, -1, 1, 1e300, 1e12, NAN, INF, 2**63, 10**15 + 1, True, "fast", None, [5])
+
+
+def test_a_speed_is_told_whole_or_as_two_rates_and_more_is_for_later_versions() -> None:
+    speed = Speed(26e9, 140e9, layer_s=4e-6, number_s=4.25e-9, attention_s=6e-11)
+    assert speed_of(speed.to_row()) == speed
+    assert speed_of([*speed.to_row(), "later"]) == speed
+    assert speed_of(speed.to_row()[:2]) == Speed(26e9, 140e9)
+
+
+@pytest.mark.parametrize("time", [-1, 10**18 + 1, 0.5, NAN, True, None, "quick"], ids=repr)
+def test_a_time_that_cannot_be_makes_the_speed_unknown(time: Any) -> None:
+    for place in (2, 3, 4):
+        row: list[Any] = [10**12, 10**12, 1, 1, 1]
+        row[place] = time
+        assert speed_of(row) is None
+    assert speed_of([10**12] * 65) is None
+
+
+@pytest.mark.parametrize("rate", IMPOSSIBLE, ids=repr)
+def test_a_speed_that_cannot_be_is_not_known(rate: Any) -> None:
+    for row in ([rate, 10**12], [10**12, rate], [10**12, 10**12, rate], [rate], rate):
+        message = {**FACTS.to_message(), "speeds": [row]}
+        found = protocol.parse_worker_facts_untrusted(over_the_wire(message))
+        assert [device.speed for device in found.devices] == [None, None]
+
+
+def test_speeds_of_devices_that_are_not_there_are_nobodys() -> None:
+    message = {**FACTS.to_message(), "speeds": [[10**12, 10**12]] * 9}
+    assert len(protocol.parse_worker_facts_untrusted(over_the_wire(message)).devices) == 2
+    with pytest.raises(BadMessage):
+        protocol.parse_worker_facts_untrusted({**FACTS.to_message(), "speeds": "fast"})
+
+
+def test_a_worker_of_an_older_version_only_digests() -> None:
+    words = {"event": "progress", "done_bytes": 1, "total_bytes": 2}
+    assert protocol.parse_progress_untrusted(words) == Progress(1, 2, pulls=False)
+    granted = GRANTED.to_message()
+    del granted["digests"]
+    assert protocol.parse_granted_untrusted(granted).digests == b""
+    request = REQUEST.to_message()
+    del request["order"]
+    assert protocol.parse_lease_request_untrusted(request).order == b""
+
+
+@pytest.mark.parametrize("change", [{"done_bytes": -1}, {"total_bytes": None}, {"pulls": 1}])
+def test_progress_of_a_wrong_shape_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(BadMessage):
+        protocol.parse_progress_untrusted(Progress(1, 2).to_message() | change)
+
+
+def test_digests_and_orders_are_bytes() -> None:
+    with pytest.raises(BadMessage):
+        protocol.parse_granted_untrusted(GRANTED.to_message() | {"digests": "text"})
+    with pytest.raises(BadMessage):
+        protocol.parse_lease_request_untrusted(REQUEST.to_message() | {"order": ["text"]})
 
 
 @pytest.mark.parametrize(

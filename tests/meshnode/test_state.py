@@ -19,6 +19,7 @@ from meshnode.state import (
     HomeInUse,
     HomeUnusable,
     default_home,
+    subfolder_beside_node,
     write_durably,
 )
 
@@ -225,3 +226,19 @@ def test_the_environment_names_the_home(tmp_path: Path, monkeypatch: pytest.Monk
 def test_writing_into_a_missing_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(HomeUnusable, match="cannot be used"):
         write_durably(tmp_path / "gone" / "file", b"")
+
+
+# -- a home that no node has run on ---------------------------------------------------------------
+
+
+def test_a_folder_made_for_models_is_a_home_for_the_node_that_comes(tmp_path: Path) -> None:
+    subfolder_beside_node(tmp_path / "home", "models")
+    with Home(tmp_path / "home") as home:
+        assert subfolder_beside_node(home.folder, "models").is_dir(), "beside a node that runs"
+
+
+def test_a_folder_of_other_things_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    with pytest.raises(HomeUnusable, match="holds other things"):
+        subfolder_beside_node(tmp_path, "models")
+    assert [path.name for path in tmp_path.iterdir()] == ["letters"]

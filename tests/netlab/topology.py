@@ -21,6 +21,9 @@ from tests.netlab import nats
 from tests.netlab.netns import Namespace, cable, can_be_made, delete, make
 from tests.netlab.wire import Wires
 
+AT_ONCE = "nodad"
+"""An address of IPv6 that is good from the start. Else it is "tentative" for a moment, even where
+nobody looks for duplicates, and what is sent then comes from nowhere (::) and is dropped."""
 DELAY_S = 0.01  # of each site's wire, one way: 40 ms there and back between two
 SERVERS, RELAYS = 250, 251  # numbers of their wires
 STUN = ("11.0.250.2", "11.0.250.3")
@@ -98,7 +101,9 @@ class Internet:
         # What has no public address to go to is lost without a word, as in most of the world.
         self.middle.ip("route add blackhole default", "route add blackhole ::/0")
         self._uplink(self.servers, "srv", SERVERS)
-        self.servers.ip(f"addr add {STUN[1]}/24 dev wan", f"addr add {STUN6[1]}/64 dev wan")
+        self.servers.ip(
+            f"addr add {STUN[1]}/24 dev wan", f"addr add {STUN6[1]}/64 dev wan {AT_ONCE}"
+        )
         self._uplink(self.relay, "rly", RELAYS)
 
     def site(self, kind: str) -> Site:
@@ -143,12 +148,14 @@ class Internet:
         """A wire to the middle; `wan` at this end."""
         self.wires.add(name, (space, "wan"), (self.middle, name))
         networks = {"4": f"11.0.{number}.", "6": f"2600:11:{number}::"}
-        lengths = {"4": 24, "6": 64}
+        lengths = {"4": "24", "6": "64"}
+        flags = {"4": "", "6": AT_ONCE}
         here, there = ["link set wan up"], [f"link set {name} up"]
         for family in families:
-            network, length = networks[family], lengths[family]
-            here += [f"addr add {network}2/{length} dev wan", _default(f"{network}1", "wan")]
-            there.append(f"addr add {network}1/{length} dev {name}")
+            network, length, flag = networks[family], lengths[family], flags[family]
+            here.append(f"addr add {network}2/{length} dev wan {flag}")
+            here.append(_default(f"{network}1", "wan"))
+            there.append(f"addr add {network}1/{length} dev {name} {flag}")
         space.ip(*here)
         self.middle.ip(*there)
 
@@ -221,8 +228,8 @@ def _ipv6(net: Internet, site: Site) -> None:
     net.uplink(site, "6")
     cable(router, "lan", host, "e0")
     network = f"2600:11:{site.number}:1"
-    router.ip(f"addr add {network}::1/64 dev lan")
-    host.ip(f"addr add {network}::2/64 dev e0", _default(f"{network}::1", "e0"))
+    router.ip(f"addr add {network}::1/64 dev lan {AT_ONCE}")
+    host.ip(f"addr add {network}::2/64 dev e0 {AT_ONCE}", _default(f"{network}::1", "e0"))
     net.middle.ip(f"route add {network}::/64 via {site.wan6}")
     router.nft(nats.IPV6_FIREWALL)
 

@@ -63,8 +63,9 @@ def test_the_loser_of_a_race_takes_the_winners_key(
 ) -> None:
     path = tmp_path / "node.key"
     winner = Identity.load_or_create(path)
-    looks = iter([False])
-    monkeypatch.setattr(Path, "exists", lambda _: next(looks))  # the winner wrote just after
+    exists = Path.exists
+    # the winner wrote just after the loser looked
+    monkeypatch.setattr(Path, "exists", lambda looked: looked != path and exists(looked))
     assert Identity.load_or_create(path).peer == winner.peer
     assert os.listdir(tmp_path) == ["node.key"]
 

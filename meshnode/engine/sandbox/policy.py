@@ -18,7 +18,7 @@ from meshnode.engine.sandbox.launch import ENTRY
 _SYSTEM_LIBRARIES = ("/usr", "/lib", "/lib64", "/nix/store", "/gnu/store")
 _GPU_LIBRARIES = ("/opt/rocm*", "/opt/cuda*", "/opt/nvidia*", "/opt/intel*", "/run/opengl-driver")
 _GPU_SETTINGS = ("/etc/vulkan", "/etc/OpenCL", "/etc/nvidia*", "/etc/alternatives", "/proc", "/sys")
-_GPU_DEVICES = ("/dev/nvidia*", "/dev/dri", "/dev/kfd")
+_GPU_DEVICES = ("/dev/nvidia*", "/dev/dxg", "/dev/dri", "/dev/kfd")
 _ALWAYS_READ = (
     *("/etc/ld.so.cache", "/etc/ld.so.preload", "/etc/localtime"),
     *("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys/vm/overcommit_memory"),

@@ -85,7 +85,7 @@ private:
         mesh_pushed pushed;
         while (mesh_server_pusher().queue.take(pushed, 0)) {
             make_room(taker, pushed.data.size());
-            taker.queue.add(std::move(pushed));
+            taker.queue.add(std::move(pushed), 0);
         }
         if (message.command == fuzz::PUSHED) {
             make_room(taker, message.payload.size());

@@ -72,6 +72,7 @@ def everything(model: Path, folder: Path) -> LlamaServerOptions:
         alias="tiny",
         roots=folder / "roots",
         report=folder / "report",
+        presence=folder / "presence",
         extra=("--metrics", "--no-repack"),
     )
 
@@ -107,6 +108,7 @@ def test_the_files_of_a_load_are_named_in_the_environment(model: Path, short: Pa
     environment = llama_server_environment(everything(model, short))
     assert environment["GGML_RPC_MESH_ROOTS"] == str(short / "roots")
     assert environment["GGML_RPC_MESH_REPORT"] == str(short / "report")
+    assert environment["GGML_RPC_MESH_PRESENCE"] == str(short / "presence")
 
 
 def test_a_trace_goes_where_the_users_environment_says(

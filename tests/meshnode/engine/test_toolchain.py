@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import fnmatch
 import platform
 import sys
+from pathlib import Path
 
 import pytest
 
 from meshnode.engine import toolchain
 from meshnode.engine.devices import DeviceKind, cpu_device, parse_device_list
+from meshnode.engine.sandbox import landlock
+from meshnode.engine.sandbox.policy import server_policy
 from meshnode.engine.toolchain import Backend, detect_backend, install_command
 
 CPUINFO = """\
@@ -66,6 +70,39 @@ def test_an_accelerator_is_used_when_both_its_tools_and_its_device_are_here(
     assert detect_backend() is Backend.CPU
     tools.add(Backend.METAL)
     assert detect_backend() is Backend.METAL
+
+
+@pytest.mark.parametrize(
+    ("node", "opened"),
+    [
+        ("/dev/nvidia0", "/dev/nvidia0"),
+        ("/dev/dxg", "/dev/dxg"),
+        ("/dev/kfd", "/dev/kfd"),
+        ("/dev/dri/renderD128", "/dev/dri"),
+    ],
+)
+def test_a_device_that_decides_the_backend_is_open_to_a_server_in_the_sandbox(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, node: str, opened: str
+) -> None:
+    """Under Windows' Linux there is one node for all, /dev/dxg."""
+    there = (node, opened)
+    monkeypatch.setattr(
+        "glob.glob", lambda pattern: [path for path in there if fnmatch.fnmatch(path, pattern)]
+    )
+    monkeypatch.setattr(
+        toolchain, "backend_available", lambda backend: backend is not Backend.METAL
+    )
+    assert detect_backend() is not Backend.CPU
+    policy = server_policy(
+        [sys.executable],
+        socket_folder=tmp_path,
+        readable=(),
+        hidden=(),
+        uses_gpu=True,
+        memory_limit_bytes=None,
+        required=(),
+    )
+    assert dict(policy.rights)[opened] == landlock.USE_DEVICE
 
 
 def test_devices_are_read_from_what_the_engine_prints() -> None:

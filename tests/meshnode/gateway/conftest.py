@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from meshnode.gateway.server import serve_gateway
+from tests.meshnode.gateway.model_node import ModelNode, open_model_node
 from tests.meshnode.gateway.node_view import SettableNode
 
 
@@ -44,3 +45,10 @@ async def gateway(nursery: trio.Nursery) -> AsyncIterator[Gateway]:
     url = f"http://127.0.0.1:{port}"
     async with httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as http:
         yield Gateway(port, node, http)
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[ModelNode]:
+    with trio.fail_after(60):  # a test that hangs fails here, not in CI's own limit
+        async with open_model_node(tmp_path) as node:
+            yield node

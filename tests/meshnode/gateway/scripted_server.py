@@ -63,6 +63,9 @@ class Visit:
         await self.write(data)
         await self.end()
 
+    async def raw(self, data: bytes) -> None:
+        await self._stream.send_all(data)
+
     async def client_closes(self) -> None:
         """Returns when the other side has closed the connection."""
         with suppress(trio.BrokenResourceError):

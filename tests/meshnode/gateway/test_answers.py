@@ -10,6 +10,7 @@ import trio
 
 from meshnode.gateway import body as body_module
 from meshnode.gateway.body import MAX_BODY_BYTES
+from meshnode.gateway.lending import Lending
 from meshnode.gateway.routes import PASSED
 from meshnode.gateway.view import Health, Stage, WorkerProgress
 from tests.meshnode.gateway.conftest import Gateway
@@ -34,7 +35,10 @@ async def echo(visit: Visit) -> None:
 # -- how far the node is --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", [stage for stage in Stage if stage is not Stage.READY])
+WELL = (Stage.READY, Stage.LENDING)
+
+
+@pytest.mark.parametrize("stage", [stage for stage in Stage if stage not in WELL])
 async def test_until_it_is_ready_health_tells_the_stage_and_when_to_ask_again(
     gateway: Gateway, stage: Stage
 ) -> None:
@@ -45,6 +49,16 @@ async def test_until_it_is_ready_health_tells_the_stage_and_when_to_ask_again(
     facts = answer.json()
     assert (facts["stage"], facts["progress"]) == (stage.value, 0.25)
     assert error_of(answer)["message"] == "loading tiny"
+
+
+async def test_a_node_that_serves_no_model_is_well_and_says_so(gateway: Gateway) -> None:
+    gateway.node.present = Lending(dict).health()
+    answer = await gateway.http.get("/health")
+    assert (answer.status_code, answer.json()["stage"]) == (200, "lending")
+    for route in PASSED:
+        refused = await gateway.http.request(route.method, route.path, json={})
+        assert (refused.status_code, error_of(refused)["code"]) == (501, "not_served")
+        assert "mesh serve" in str(error_of(refused)["message"])
 
 
 async def test_health_tells_how_far_each_worker_is(gateway: Gateway) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from meshnode.errors import ModelError
+from meshnode.errors import AmbiguousModel, ModelError, NoSuchModel
 from meshnode.models import catalog as catalog_module
-from meshnode.models.catalog import Catalog, UnknownModel
+from meshnode.models.catalog import Catalog
 from meshnode.models.facts import read_facts, shard_paths
 from meshnode.models.manifest import digest_model
 from tests.engine.synthetic import make_model
@@ -120,20 +120,20 @@ def test_an_unknown_name_is_answered_with_near_ones(tmp_path: Path) -> None:
     for name in ("glm-4-9b-q4", "qwen2-7b", "mistral"):
         (tmp_path / f"{name}.gguf").write_bytes(b"no header")
     catalog = scanned(tmp_path)
-    with pytest.raises(UnknownModel, match="did you mean glm-4-9b-q4"):
+    with pytest.raises(NoSuchModel, match="did you mean glm-4-9b-q4"):
         catalog.resolve("glm")
-    with pytest.raises(UnknownModel, match=r"did you mean mistral\?"):
+    with pytest.raises(NoSuchModel, match=r"did you mean mistral\?"):
         catalog.resolve("mistrol")
-    with pytest.raises(UnknownModel, match="there are glm-4-9b-q4, mistral, qwen2-7b"):
+    with pytest.raises(NoSuchModel, match="there are glm-4-9b-q4, mistral, qwen2-7b"):
         catalog.resolve("zzzzzz")
-    with pytest.raises(UnknownModel, match="no folder with models is known"):
+    with pytest.raises(NoSuchModel, match="no folder with models is known"):
         Catalog().resolve("glm")
 
 
 def test_two_models_of_one_name_are_not_guessed_between(tmp_path: Path) -> None:
     small(tmp_path / "a" / "m.gguf")
     small(tmp_path / "b" / "m.gguf", seed=1)
-    with pytest.raises(UnknownModel, match="several models are named 'm': give one by path"):
+    with pytest.raises(AmbiguousModel, match="several models are named 'm': give one by path"):
         scanned(tmp_path).resolve("m")
 
 
@@ -144,7 +144,7 @@ def test_a_title_that_is_no_text_is_no_title(
     catalog = scanned(tmp_path)
     header = SimpleNamespace(metadata={"general.name": 7})
     monkeypatch.setattr(catalog_module, "read_header", lambda path: header)
-    with pytest.raises(UnknownModel):
+    with pytest.raises(NoSuchModel):
         catalog.resolve("7")
 
 
@@ -158,3 +158,14 @@ def test_models_that_may_hold_what_is_wanted_come_the_likeliest_first(tmp_path: 
     found = scanned(folder).holding(wanted)
     assert [facts.path.stem for facts in found][:2] == ["same", "less"]
     assert "broken" not in [facts.path.stem for facts in found]
+
+
+def test_a_model_removed_while_it_is_looked_at_is_told_as_incomplete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mesh models rm` and gc run beside a node."""
+    first = small(tmp_path / "part.gguf", shards=2)
+    shard_paths(first)[1].unlink()
+    monkeypatch.setattr(os.path, "isfile", lambda _: True)  # it was, a moment ago
+    (entry,) = scanned(tmp_path).models()
+    assert (entry.complete, entry.files) == (False, (first,))

@@ -80,8 +80,7 @@ async def test_each_workers_progress_is_shown_and_told(short: Path) -> None:
         runtime_folder=short,
         log_folder=short,
         emit=events.append,
-        on_leasing=lambda *_: None,
-        on_loading=lambda *step: shown.append(step),
+        on_step=lambda _stage, *step: shown.append(step),
     )
     with trio.fail_after(START_LIMIT_S), pytest.raises(EngineFailed):
         await deployment.run(ready.append)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meshnode.gateway.view import WorkerProgress
-from meshnode.pipeline.headway import Headway
+from meshnode.pipeline.headway import Headway, Pulling
 
 
 def told(headway: Headway, *reports: tuple[str, int, int]) -> list[tuple[str, int]]:
@@ -42,3 +42,22 @@ def test_more_than_all_is_all_and_the_unknown_has_no_share() -> None:
     headway = Headway({"tower": 200})
     told(headway, ("tower", 900, 0), ("attic", 7, 0))
     assert headway.workers == (WorkerProgress("tower", 200, 200), WorkerProgress("attic", 7, 0))
+
+
+def test_who_pulls_is_told_of_at_each_quarter_with_the_time_left() -> None:
+    pulling = Pulling()
+    lines = [pulling.take(WorkerProgress("tower", 10 * at, 400), float(at)) for at in range(12)]
+    assert [line for line in lines if line] == [
+        "tower pulls its part: 100 B of 400 B (25 %), 10 B/s, 30 s left"
+    ]
+    assert (pulling.done, pulling.text) == (110 / 400, ": 29 s left")
+
+
+def test_all_are_there_when_the_slowest_is() -> None:
+    pulling = Pulling()
+    for at in range(4):
+        pulling.take(WorkerProgress("tower", 100 * at, 400), float(at))
+        pulling.take(WorkerProgress("attic", at, 400), float(at))
+    assert pulling.text == ": 6 min left"
+    pulling.take(WorkerProgress("cellar", 0, 400), 3.0)
+    assert pulling.text == "", "nobody knows of the cellar yet"

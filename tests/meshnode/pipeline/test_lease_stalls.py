@@ -21,6 +21,7 @@ from meshnode.pipeline.borrow import (
     ASK_TIMEOUT_S,
     FACTS_TIMEOUT_S,
     GRANT_TIMEOUT_S,
+    MAX_BEGUN_AGAIN,
     SILENCE_S,
     LeaseLost,
     LeaseRefused,
@@ -28,7 +29,7 @@ from meshnode.pipeline.borrow import (
     borrow,
 )
 from meshnode.pipeline.lease import MAX_LEASES_OF_ONE, MAX_UNHEARD, REQUEST_TIMEOUT_S
-from meshnode.pipeline.protocol import LeaseRequest
+from meshnode.pipeline.protocol import LeaseRequest, Progress
 from meshnode.pipeline.usage import UNUSED_LEASE_S, LeaseUse
 from tests.lab.nodes import two_nodes
 from tests.lab.stalls import (
@@ -283,6 +284,19 @@ def progress(pause_s: float, step_bytes: int, total_bytes: int, start: int = 0) 
     return tells
 
 
+def pull(pause_s: float, parts: int, steps: int) -> Worker:
+    """So many parts, each of which begins at nothing; then it stands still."""
+
+    async def tells(stream: Stream) -> None:
+        messages = MessageStream(stream)
+        for step in [*range(1, steps + 1)] * parts:
+            await messages.send(Progress(step << 30, steps << 30, pulls=True).to_message())
+            await trio.sleep(pause_s)
+        await answers_nothing(stream)
+
+    return tells
+
+
 @asynccontextmanager
 async def worker_that(answers: Worker) -> AsyncIterator[Session]:
     async with two_nodes() as pair:
@@ -311,6 +325,16 @@ NO_FURTHER = f"got no further with the lease for {SILENCE_S:.0f} s"
             2 * MAX_DIGESTED * 15 + SILENCE_S,
             NO_FURTHER,
             id="no end of files",
+        ),
+        pytest.param(
+            pull(10, 4, 3), SMALL, 11 * 10 + SILENCE_S, NO_FURTHER, id="a pull in four parts"
+        ),
+        pytest.param(
+            pull(1, 10**6, 2),
+            SMALL,
+            2 * MAX_BEGUN_AGAIN + 1 + SILENCE_S,
+            NO_FURTHER,
+            id="no end of parts",
         ),
     ],
 )

@@ -14,27 +14,11 @@ from meshnode.pipeline.layers import parse_layers, parse_tensor_split
 from meshnode.pipeline.output import LAST_WORKER, LastWorker, choose_output
 from meshnode.pipeline.plan import Plan, PlanDevice, PlanNode, PlanRequest
 from meshnode.pipeline.planner import make_plan
+from tests.meshnode.pipeline.plans import GIB, MIB, local
+from tests.meshnode.pipeline.plans import MODEL as EIGHT_LAYERS
 
-MIB = 2**20
-GIB = 2**30
-# Eight layers of 100 MiB, 20 MiB at both ends; a token's logits are 39.1 KiB, its state 4 KiB.
-MODEL = PlanModel(
-    name="glm",
-    layer_bytes=(100 * MIB,) * 8,
-    embedding_bytes=20 * MIB,
-    output_bytes=20 * MIB,
-    other_bytes=0,
-    kv_bytes_per_token_per_layer=(1024,) * 8,
-    n_embd=1024,
-    n_attn=1024,
-    n_ff=2048,
-    n_vocab=10_000,
-)
-
-
-def local(cpu_bytes: int = 16 * GIB, *gpus_bytes: int) -> PlanNode:
-    gpus = [PlanDevice(f"CUDA{n}", size, True) for n, size in enumerate(gpus_bytes)]
-    return PlanNode("local", True, (*gpus, PlanDevice("CPU", cpu_bytes, False)))
+# A token's logits are 39.1 KiB, its state 4 KiB.
+MODEL = replace(EIGHT_LAYERS, n_embd=1024, n_attn=1024, n_ff=2048, n_vocab=10_000)
 
 
 def lender(name: str, size_bytes: int = 16 * GIB, gpu: bool = False, **link: Any) -> PlanNode:
@@ -92,6 +76,13 @@ def test_a_tied_output_has_no_second_copy() -> None:
     assert found.shares[1].weight_bytes == 800 * MIB
 
 
+def test_a_gpu_here_with_room_for_no_layer_is_no_place_for_the_end_of_the_model() -> None:
+    """Without its output the model would end on that GPU, which nothing would be gained by."""
+    found = plan(local(900 * MIB, 20 * MIB), lender("a", 200 * MIB, gpu=True))
+    assert with_output(found) == [("a", "D0")]
+    assert found.output == LAST_WORKER
+
+
 def test_an_orchestrator_without_room_for_it_leaves_it_to_the_last_worker() -> None:
     found = by_hand("tower=0:7", local(30 * MIB), lender("tower"))
     assert found.output == LAST_WORKER
@@ -140,6 +131,15 @@ def test_between_two_processors_the_wire_decides() -> None:
     for bytes_per_s in (None, 1e6, 1e10):
         last = LastWorker("tower", is_gpu=False, bytes_per_s=bytes_per_s)
         assert choose_output(MODEL, last, "CPU").device == "CPU"
+
+
+def test_speeds_that_are_known_decide_where_the_output_is() -> None:
+    quick = LastWorker("tower", is_gpu=False, bytes_per_s=1e9, reads_bytes_per_s=1e12)
+    assert choose_output(MODEL, quick, "CPU", 1e12).device == "CPU"
+    found = choose_output(MODEL, quick, "CPU", 1e9)
+    assert found.device == ""
+    here_ms = (MODEL.output_bytes / 1e9 + MODEL.n_embd * 4 / 1e9) * 1e3
+    assert f"(about {here_ms:.1f} ms here, " in found.why
 
 
 # -- by hand ----------------------------------------------------------------------------------

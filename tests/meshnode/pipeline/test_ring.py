@@ -16,10 +16,12 @@ from meshnode.engine.cache import Engine
 from meshnode.engine.errors import EngineFailed
 from meshnode.events import Event
 from meshnode.messages import Message, MessageStream
+from meshnode.pipeline import deployment as deployment_module
 from meshnode.pipeline import pushing
 from meshnode.pipeline import ring as ring_module
-from meshnode.pipeline.borrow import Borrowed, PushEnd, borrow
+from meshnode.pipeline.borrow import Borrowed, LeaseLost, PushEnd, borrow
 from meshnode.pipeline.deployment import Deployment, Placement
+from meshnode.pipeline.plan import Plan
 from meshnode.pipeline.protocol import (
     PUSH_SERVICE,
     End,
@@ -154,7 +156,7 @@ async def test_a_server_pushes_to_one_and_is_pushed_to_by_one(short_path: Path) 
             assert stage.told() == [("a", "b", True), ("b", "a", False)]
 
 
-async def test_a_way_lost_in_use_ends_the_deployment_and_is_remembered(
+async def test_a_way_lost_in_use_ends_the_deployment(
     short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ring_module, "NEWS_S", 0.1)
@@ -167,10 +169,13 @@ async def test_a_way_lost_in_use_ends_the_deployment_and_is_remembered(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(part)
-            with trio.fail_after(SOON_S), pytest.raises(RingLost, match="a lost its way to b"):
+            with (
+                trio.fail_after(SOON_S),
+                pytest.raises(RingLost, match="a lost its way to b") as loss,
+            ):
                 await ring.run()
-        assert isinstance(ring.loss, RingLost)
-        assert stage.partings.recent((stage.members[0], stage.members[1]))
+        assert ring.loss is loss.value
+        assert loss.value.pair == (stage.members[0], stage.members[1])
 
 
 async def test_a_way_that_was_lost_in_use_is_not_tried_for_a_while(short_path: Path) -> None:
@@ -179,6 +184,25 @@ async def test_a_way_that_was_lost_in_use_is_not_tried_for_a_while(short_path: P
         stage.partings.note((a, b))
         async with running(stage, stage.ring()):
             assert stage.told() == [("a", "b", False), ("b", "c", True)]
+
+
+async def test_plans_hear_which_pairs_go_through_this_node(short_path: Path) -> None:
+    async with scene(short_path, "a", "b", acquainted=False) as stage:
+        (a, b), partings = (one.peer for one in stage.members), stage.partings
+        assert not partings.apart(a, b)
+        async with running(stage, stage.ring()):
+            assert partings.apart(a, b)
+            assert not partings.apart(b, a), "the other way round nobody tried"
+        await stage.workers[0].meet(stage.workers[1])
+    again = short_path / "again"
+    again.mkdir()
+    async with scene(again, "a", "b") as stage:
+        (a, b), partings = (one.peer for one in stage.members), stage.partings
+        partings.tried((stage.members[0], stage.members[1]), joined=False)
+        async with running(stage, stage.ring()):
+            assert not partings.apart(a, b), "they are asked again, and have joined"
+        partings.note((stage.members[0], stage.members[1]))
+        assert partings.apart(a, b)
 
 
 # --- workers that do not hear each other ----------------------------------------------------
@@ -285,30 +309,68 @@ async def test_news_that_cannot_be_end_the_lease(
         assert reason in borrowed.reason
 
 
-# --- what the deployment tells --------------------------------------------------------------
+# --- what the deployment makes of it --------------------------------------------------------
 
 
-async def test_an_engine_that_fails_for_a_lost_way_is_told_as_that(
+@dataclass
+class LostWay:
+    """A deployment whose engine failed, as it does when a push fails; its ring knows why."""
+
+    pair: Pair
+    folder: Path
+    partings: Partings = field(default_factory=Partings)
+
+    def deployment(self, monkeypatch: pytest.MonkeyPatch) -> Deployment:
+        plan = Plan((), True, 0, (), (), ())
+        deployment = Deployment(
+            cast(Placement, SimpleNamespace(plan=plan, lenders=(), manifest=None, part=None)),
+            engine=cast(Engine, None),
+            runtime_folder=self.folder,
+            log_folder=self.folder,
+            emit=lambda _event: None,
+            on_step=lambda *_: None,
+            partings=self.partings,
+        )
+        ring = Ring((), self.folder / "ring", self.partings, lambda _event: None)
+        ring.loss = RingLost("a lost its way to b", self.pair)
+
+        async def fail(*_: object) -> None:
+            raise EngineFailed("llama-server was killed", (), self.folder)
+
+        monkeypatch.setattr(deployment, "_serve", fail)
+        monkeypatch.setattr(deployment, "_ring", lambda _endpoints: ring)
+        return deployment
+
+
+async def test_an_engine_that_fails_for_a_lost_way_is_told_as_that_and_parts_the_two(
     tmp_path: Path, autojump_clock: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its push fails, and llama-server ends: that is not what a user can do something about."""
-    plan = SimpleNamespace(shares=())
-    deployment = Deployment(
-        cast(Placement, SimpleNamespace(plan=plan, lenders=())),
-        engine=cast(Engine, None),
-        runtime_folder=tmp_path,
-        log_folder=tmp_path,
-        emit=lambda _event: None,
-        on_leasing=lambda *_: None,
-        on_loading=lambda *_: None,
-    )
-    lost = Ring((), tmp_path / "ring", Partings(), lambda _event: None)
-    lost.loss = RingLost("a lost its way to b")
-
-    async def fail(*_: object) -> None:
-        raise EngineFailed("llama-server was killed", (), tmp_path)
-
-    monkeypatch.setattr(deployment, "_serve", fail)
-    monkeypatch.setattr(deployment, "_ring", lambda _endpoints: lost)
+    """That llama-server ended is not what a user can do something about."""
+    pair, _, _ = standing_pair()
+    lost = LostWay(pair, tmp_path)
     with pytest.raises(RingLost, match="a lost its way to b"):
+        await lost.deployment(monkeypatch).run(lambda _deployed: None)
+    assert lost.partings.recent(pair), "the next deployment does without this way"
+
+
+async def test_two_whose_way_was_lost_because_one_died_are_not_parted(
+    tmp_path: Path, autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The news of the lease comes a moment after the engine's end."""
+    pair, _, _ = standing_pair()
+    lost = LostWay(pair, tmp_path)
+    deployment = lost.deployment(monkeypatch)
+
+    async def lose_a_lease(nursery: trio.Nursery) -> dict[str, str]:
+        async def later() -> None:
+            await trio.sleep(deployment_module.LEASE_NEWS_S / 2)
+            deployment._lease_lost.set()
+            raise LeaseLost("the lease on b ended")
+
+        nursery.start_soon(later)
+        return {}
+
+    monkeypatch.setattr(deployment, "_open_endpoints", lose_a_lease)
+    with pytest.raises(LeaseLost):
         await deployment.run(lambda _deployed: None)
+    assert not lost.partings.recent(pair)

@@ -12,11 +12,15 @@ from meshnode.config import ServeConfig
 from meshnode.errors import MeshError, ModelError, ResourceError, UsageError
 from meshnode.models.facts import ModelFacts, read_facts
 from meshnode.models.shelf import Shelf
+from meshnode.models.slice_mark import IsASlice
+from meshnode.models.store.store import Store
+from meshnode.models.store.writer import SliceWriter
 from meshnode.pipeline.guests import Guests
 from meshnode.pipeline.output import OutputChoice
 from meshnode.pipeline.plan import Plan, PlanDevice, PlanNode, Share
 from meshnode.pipeline.speculation import NGRAM, Guesser, Speculation
 from tests.engine.synthetic import make_model
+from tests.meshnode.models.store.slices import make_whole, pull
 
 MIB = 2**20
 CPU = PlanDevice("CPU", 1024 * MIB, False)
@@ -201,3 +205,27 @@ def test_a_projectors_memory_is_set_aside(house: House) -> None:
     own = ("--mmproj", str(house.folder / "small.gguf"))
     left = house.guests("off", *own).make_room(LOCAL, 1024, 1).devices[0].usable_bytes
     assert CPU.usable_bytes - left == (house.folder / "small.gguf").stat().st_size
+
+
+# -- slices -----------------------------------------------------------------------------------
+
+
+def test_models_beside_the_main_one_are_named_wherever_they_stand(house: House) -> None:
+    small, other = house.folder / "small.gguf", house.folder / "other.gguf"
+    assert house.guests("off").files == ()
+    assert house.guests(str(small)).files == (small,)
+    options = ("--mmproj", str(other), f"--model_draft={small}", "-mm", "not-there.gguf", "-mm")
+    assert house.guests("auto", *options).files == (other, small)
+
+
+@pytest.mark.parametrize("option", ["-md", "--spec-draft-model", "-mm", "--mmproj"])
+def test_a_part_of_a_model_is_never_read_for_the_whole(
+    house: House, tmp_path: Path, option: str
+) -> None:
+    whole = make_whole(tmp_path / "whole")
+    part = whole.create(Store(tmp_path / "models"))
+    said = refusal(IsASlice, house.guests, "auto", option, str(part.facts.path))
+    assert said.startswith("only 0 B of the")
+    with SliceWriter(part.folder) as writer:
+        pull(writer, whole, whole.all_names)
+    assert house.guests("auto", option, str(part.facts.path)).files == (part.facts.path,)

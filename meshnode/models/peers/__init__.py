@@ -1,0 +1,1 @@
+"""Models from and for other members: the `store` service."""
