@@ -55,6 +55,7 @@ MAX_KILLED_LOADS = 3
 """Of a model that was never loaded: then the system is believed to lack the memory."""
 QUIET_S = 3.0
 """Without a request, before a deployment that answers is given up for a better one."""
+TRYING_AGAIN = "trying again"
 LOOK_AGAIN_S, LOOKS = 10.0, 6
 """How soon, and how often, after somebody came: it may have been measured meanwhile."""
 
@@ -123,7 +124,7 @@ class Orchestrator:
         await self._connections.settled.wait()
         retry_s = FIRST_RETRY_S
         while True:
-            changed = self._membership.changed
+            changed, times_ready = self._membership.changed, self.standing.times_ready
             try:
                 await self._serve(await self._place())
                 retry_s = FIRST_RETRY_S
@@ -131,16 +132,21 @@ class Orchestrator:
                 error = out_of_files(caught) or caught
                 if isinstance(error, OSError) or self._is_final(error):
                     raise
-                retry_s = FIRST_RETRY_S if self.standing.upstream() else retry_s
+                retry_s = FIRST_RETRY_S if self.standing.times_ready > times_ready else retry_s
                 # A worker that refuses may still be freeing an earlier lease: it is asked again.
                 short_of = isinstance(error, ResourceError) and not isinstance(error, LeaseRefused)
                 of_disk = isinstance(error, DiskFull | NoRoom)
-                next_step = "waiting for workers" if short_of and not of_disk else "trying again"
+                next_step = "waiting for workers" if short_of and not of_disk else TRYING_AGAIN
                 self.standing.withdraw(str(error), next_step)
                 # Memory may also come back without anyone joining, so no wait is for ever.
                 with trio.move_on_after(SHORT_OF_MEMORY_RETRY_S if short_of else retry_s):
                     await changed.wait()
                 retry_s = min(2 * retry_s, LAST_RETRY_S)
+
+    def _lost(self, error: MeshError) -> None:
+        """Of a deployment that is being ended. Whoever waits for an answer hears it at once."""
+        if self.standing.is_answering:
+            self.standing.withdraw(str(error), TRYING_AGAIN)
 
     def _is_final(self, error: MeshError | TunnelError) -> bool:
         """Whether trying again cannot help: what was asked is wrong, or nobody else can come.
@@ -298,6 +304,7 @@ class Orchestrator:
             log_folder=self._log_folder,
             emit=self._emit,
             on_step=self.standing.progress,
+            on_loss=self._lost,
             partings=self._partings,
         )
         if placement.lenders:
@@ -349,6 +356,8 @@ class Orchestrator:
                     nursery.start_soon(_cancel_when_set, changed, nursery.cancel_scope)
                     await trio.sleep_until(due_s)
                     await self.standing.wait_until_quiet(QUIET_S)
+                    if self.standing.is_withdrawn:
+                        return  # it was lost meanwhile, and is being ended
                     names = ", ".join(lender.name for lender in unused)
                     self.standing.withdraw(f"{names} can take a share now", "planning again")
                     scope.cancel()

@@ -19,7 +19,7 @@ from meshnode.engine.cache import Engine
 from meshnode.engine.errors import EngineFailed, WeightsAbsent, WeightsUnread
 from meshnode.engine.llama_server import LlamaServer, LlamaServerOptions, open_llama_server
 from meshnode.engine.load_report import LoadProgress, ServerLoad
-from meshnode.errors import NetworkError
+from meshnode.errors import MeshError, NetworkError
 from meshnode.events import Emit, Event, Kind
 from meshnode.gateway.view import Stage, WorkerProgress
 from meshnode.models.manifest import FileChanged, Manifest, stamp, to_wire
@@ -89,15 +89,19 @@ class Deployment:
         log_folder: Path,
         emit: Emit,
         on_step: OnStep,
+        on_loss: Callable[[MeshError], None] = lambda _error: None,
         partings: Partings | None = None,
     ) -> None:
-        """partings: which workers lost their way to each other, kept between deployments."""
+        """on_loss: told what `run` raises before llama-server is ended, which may take a while: it
+        waits for clients that read slowly. partings: which workers lost their way to each other,
+        kept between deployments."""
         self._placement = placement
         self._engine = engine
         self._runtime_folder = runtime_folder
         self._log_folder = log_folder
         self._emit = emit
         self._on_step = on_step
+        self._on_loss = on_loss
         self._id = secrets.token_hex(4)
         self._lease_lost = trio.Event()
         self._borrowed: dict[str, Borrowed] = {}
@@ -125,7 +129,7 @@ class Deployment:
                 await self._own.keep_told()
                 await self._own.tell_proof()
                 ring = self._ring(endpoints)
-                nursery.start_soon(ring.run)
+                nursery.start_soon(self._keep, ring)
                 try:
                     await self._serve(endpoints, ring.file, on_ready)
                 except EngineFailed as error:
@@ -147,6 +151,13 @@ class Deployment:
         finally:
             for file in files:
                 file.unlink(missing_ok=True)
+
+    async def _keep(self, ring: Ring) -> None:
+        try:
+            await ring.run()
+        except RingLost as lost:
+            self._on_loss(lost)
+            raise
 
     async def _serve(
         self, endpoints: dict[str, str], ring: Path | None, on_ready: Callable[[Deployed], None]
@@ -245,7 +256,9 @@ class Deployment:
                     task_status.started()
                     await borrowed.ended.wait()
                     self._lease_lost.set()
-                    raise LeaseLost(f"the lease on {lender.name} ended: {borrowed.reason}")
+                    lost = LeaseLost(f"the lease on {lender.name} ended: {borrowed.reason}")
+                    self._on_loss(lost)
+                    raise lost
 
     @contextmanager
     def _noting_failure_of(self, peer: PeerId) -> Iterator[None]:

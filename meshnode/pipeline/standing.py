@@ -56,6 +56,21 @@ class Standing:
     def upstream(self) -> Upstream | None:
         return None if self._held else self._upstream
 
+    @property
+    def times_ready(self) -> int:
+        """How often a deployment has answered."""
+        return self._generation
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether requests may be in flight, those included that wait for a silent worker."""
+        return self._upstream is not None
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """Whether what was planned last is over."""
+        return self._placement is None
+
     def loss(self) -> Loss:
         return self._loss
 

@@ -13,7 +13,7 @@ from meshnode.config import LendConfig
 from meshnode.engine.devices import cpu_device
 from meshnode.errors import NetworkError
 from meshnode.events import Event
-from meshnode.models.manifest import to_wire
+from meshnode.models.manifest import Manifest, to_wire
 from meshnode.models.shelf import Shelf
 from meshnode.pipeline.borrow import Borrowed, borrow
 from meshnode.pipeline.inventory import Inventory
@@ -121,11 +121,14 @@ class Town:
             yield lender
             nursery.cancel_scope.cancel()
 
+    async def manifest(self) -> Manifest:
+        """Of the model that is borrowed for."""
+        shelf = Shelf((), self._folder)
+        return await shelf.manifest(shelf.find(str(self._model)))
+
     @asynccontextmanager
     async def borrower(self) -> AsyncIterator[Borrower]:
-        shelf = Shelf((), self._folder)
-        manifest = await shelf.manifest(shelf.find(str(self._model)))
-        request = LeaseRequest("stand-in", "small", MEMORY_BYTES, to_wire(manifest))
+        request = LeaseRequest("stand-in", "small", MEMORY_BYTES, to_wire(await self.manifest()))
         endpoint = Endpoint(Identity.generate(), authorize=lambda _peer, _service: False)
         async with trio.open_nursery() as nursery:
             await nursery.start(endpoint.run, "127.0.0.1", 0)

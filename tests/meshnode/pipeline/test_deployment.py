@@ -1,10 +1,13 @@
-"""A load as it is told while it goes on: what llama-server writes reaches whoever asks."""
+"""One deployment beside a llama-server of our own: what it tells while it loads and as it ends."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +16,15 @@ import trio
 from meshnode.config import Address
 from meshnode.engine.cache import Engine
 from meshnode.engine.errors import EngineFailed
+from meshnode.errors import MeshError
 from meshnode.events import Event, Kind
 from meshnode.gateway.view import WorkerProgress
+from meshnode.nurseries import accompanied_by
+from meshnode.pipeline.borrow import LeaseLost, ask_facts
 from meshnode.pipeline.deployment import Deployed, Deployment, Placement
 from meshnode.pipeline.plan import Plan, PlanNode, Share
 from meshnode.pipeline.survey import Lender
+from tests.lab.lenders import Town
 
 START_LIMIT_S = 60
 
@@ -43,6 +50,11 @@ class Answer(http.server.BaseHTTPRequestHandler):
 socket = sys.argv[sys.argv.index("--host") + 1]
 socketserver.UnixStreamServer(socket, Answer).handle_request()
 """
+
+# Answers as long as it lives, and does not end when it is told to.
+STUBBORN_LLAMA_SERVER = LLAMA_SERVER.replace("handle_request", "serve_forever").replace(
+    "def say", "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ndef say"
+)
 
 
 @pytest.fixture
@@ -94,3 +106,46 @@ async def test_each_workers_progress_is_shown_and_told(short: Path) -> None:
         "attic has loaded 20 B of 80 B",
     ]
     assert told[0].data == {"node": "tower", "done_bytes": 30, "total_bytes": 100}
+
+
+async def test_a_lost_lease_is_told_before_its_llama_server_is_ended(short: Path) -> None:
+    """A server may hang, as one does whose client reads nothing: nobody waits for its end."""
+    servers = list[int]()
+    told = list[str]()
+    ready = trio.Event()
+
+    def on_ready(deployed: Deployed) -> None:
+        servers.append(deployed.server.child.pid)
+        ready.set()
+
+    def on_loss(error: MeshError) -> None:
+        told.append(str(error))
+        os.kill(servers[0], signal.SIGKILL)  # it is there still, and would stay for its grace
+
+    town = Town(short)
+    async with town.lender("tower") as tower, town.borrower() as borrower:
+        session = await borrower.session(tower)
+        lender = Lender("tower", session, await ask_facts(session))
+        plan = Plan(
+            (Share("tower", "CPU", 0, 2, True, 80, 10, 1),), False, 3, (1,), ("RPC0",), ("tower",)
+        )
+        deployment = Deployment(
+            replace(placement(short), plan=plan, lenders=(lender,), manifest=await town.manifest()),
+            engine=replace(engine_of(STUBBORN_LLAMA_SERVER, short), key="stand-in"),
+            runtime_folder=short,
+            log_folder=short,
+            emit=lambda _event: None,
+            on_step=lambda *_: None,
+            on_loss=on_loss,
+        )
+
+        async def lose_it() -> None:
+            await ready.wait()
+            (at_worker,) = tower.endpoint.sessions()
+            at_worker.end("the user wants it so")
+
+        with trio.fail_after(START_LIMIT_S), pytest.raises(LeaseLost) as raised:
+            async with accompanied_by(lose_it):
+                await deployment.run(on_ready)
+    assert told == [str(raised.value)]
+    assert "the lease on tower ended" in told[0]

@@ -121,6 +121,22 @@ def test_each_server_has_a_generation_and_a_loss_of_its_own() -> None:
     assert one.loss() is not first_loss
 
 
+def test_what_is_lost_is_withdrawn_until_the_next_plan() -> None:
+    one, _ = standing()
+    one.planned(placement())
+    assert not one.is_answering
+    one.ready(deployed(), embeddings=False)
+    with one.held_up("the worker is silent"):
+        assert one.upstream() is None
+        assert one.is_answering, "those who wait already go on"
+    one.withdraw("lost", "trying again")
+    assert one.is_withdrawn
+    assert not one.is_answering
+    one.planned(placement())
+    assert not one.is_withdrawn
+    assert one.times_ready == 1
+
+
 def test_the_status_is_json_and_says_what_came_from_where() -> None:
     one, events = standing()
     one.planned(placement())

@@ -53,8 +53,8 @@ async def test_a_member_that_vanishes_midway_leaves_the_rest_to_the_source(tmp_p
         assert stage.source.asked_bytes > 0
 
 
-async def read_from(service: type[StoreService], tmp_path: Path, size_bytes: int) -> None:
-    """Of a member that holds all of it, and serves it in that way."""
+async def fault_of(service: type[StoreService], tmp_path: Path, size_bytes: int) -> str:
+    """Of a member that holds what is read, and serves it in that way."""
     async with scene(tmp_path) as stage:
         (member,) = stage.members
         held = await stage.hold(member, *FIRST)
@@ -62,13 +62,13 @@ async def read_from(service: type[StoreService], tmp_path: Path, size_bytes: int
             held.identity.provisional
         )
         member.endpoint.serve(STORE_SERVICE, service(Offers(member.store)).serve)
-        with trio.fail_after(20):
+        with trio.fail_after(20), pytest.raises(SourceFault) as raised:
             await holder.read(0, 0, size_bytes, lambda _data: None)
+        return str(raised.value)
 
 
 async def test_a_member_that_sends_too_little_is_a_fault(tmp_path: Path) -> None:
-    with pytest.raises(SourceFault, match="went away"):
-        await read_from(Short, tmp_path, 1000)
+    assert "went away" in await fault_of(Short, tmp_path, 1000)
 
 
 @dataclass
@@ -143,8 +143,7 @@ async def test_a_file_that_ends_too_soon_is_a_fault_and_not_the_end(tmp_path: Pa
             os.truncate(opened.file.name, request.stop - 1)
             return opened
 
-    with pytest.raises(SourceFault, match="the file has ended"):
-        await read_from(Cut, tmp_path, 1000)
+    assert "the file has ended" in await fault_of(Cut, tmp_path, 1000)
 
 
 async def test_a_member_that_falls_silent_is_a_fault(
@@ -159,8 +158,7 @@ async def test_a_member_that_falls_silent_is_a_fault(
             await messages.send({"bytes": request.stop - request.start})
             await trio.sleep_forever()
 
-    with pytest.raises(SourceFault, match="has sent nothing"):
-        await read_from(Silent, tmp_path, 1000)
+    assert "has sent nothing" in await fault_of(Silent, tmp_path, 1000)
 
 
 async def test_a_member_that_gives_a_byte_now_and_then_is_a_fault(
@@ -177,5 +175,4 @@ async def test_a_member_that_gives_a_byte_now_and_then_is_a_fault(
                 await stream.send_all(b"x")
                 await trio.sleep(0.02)
 
-    with pytest.raises(SourceFault, match=r"than 1\.0 KiB a second"):
-        await read_from(Trickling, tmp_path, 100_000)
+    assert "than 1.0 KiB a second" in await fault_of(Trickling, tmp_path, 100_000)

@@ -10,7 +10,7 @@ from typing import Any
 from meshnode.models.facts import ModelFacts, read_facts
 from meshnode.models.manifest import Manifest, digest_model
 from meshnode.models.spans import Span
-from meshnode.models.store.slice import Slice
+from meshnode.models.store.slice import Slice, open_slice
 from meshnode.models.store.store import NewFile, Store
 from meshnode.models.store.writer import SliceWriter
 from tests.engine.synthetic import make_model
