@@ -29,6 +29,8 @@ from meshnode.paths import check_socket_path
 
 POLL_INTERVAL_S = 0.05
 HEALTH_TIMEOUT_S = 2.0
+STOP_GRACE_S = 1.0
+"""It has nothing to save, and waits for whoever is slow to read an answer, or for ever."""
 ROOTS_VARIABLE = "GGML_RPC_MESH_ROOTS"
 REPORT_VARIABLE = "GGML_RPC_MESH_REPORT"
 OUTPUT_VARIABLE = "GGML_RPC_MESH_OUTPUT"
@@ -182,7 +184,9 @@ async def open_llama_server(
     if options.report is not None:
         options.report.write_bytes(b"")  # what an earlier load said is not about this one
     try:
-        async with open_child(argv, env=environment, log=log, name="llama-server") as child:
+        async with open_child(
+            argv, env=environment, log=log, name="llama-server", stop_grace_s=STOP_GRACE_S
+        ) as child:
             reached("load.started")
             loading = _Loading(child, options.report, on_progress)
             await loading.wait_until_ready(options.socket_path)
