@@ -2,7 +2,8 @@
 
 Layouts of one model, by hand, under several delays: llama-server, bare rpc-servers in a ring or a
 star and delay lines between, as the engine's benchmark has them. This machine's speed is measured
-before each of them as `mesh plan` measures it, but with one thread.
+before each of them as `mesh plan` measures it, but with one thread. How fast the model is read is
+measured too: it is in memory, and the rate that plans assume is a disk's.
 
 Each process stands for a machine, so each that computes needs a core of its own. Tokens take turns.
 Of a prompt, a ring computes as many pieces at once as it has stages: in the rows with more than two
@@ -28,8 +29,8 @@ from meshnode.pipeline.costs import plan_model
 from meshnode.pipeline.layers import parse_layers
 from meshnode.pipeline.plan import Plan, PlanDevice, PlanNode, PlanRequest
 from meshnode.pipeline.planner import make_plan
-from meshnode.pipeline.predict import PIECE_TOKENS, plan_s
-from meshnode.pipeline.speeds import Link, Links, Speed
+from meshnode.pipeline.predict import PIECE_TOKENS, plan_s, predict
+from meshnode.pipeline.speeds import Link, Links, Speed, Storage
 from meshnode.pipeline.work import Load
 from tests.bench.benchmarks_page import put
 from tests.bench.engine_measures import (
@@ -40,7 +41,8 @@ from tests.bench.engine_measures import (
     tokens_per_s,
 )
 from tests.bench.engine_model import SMALL, written_model
-from tests.bench.engine_sides import MESH, Deployment, Setup, Side, deployment
+from tests.bench.engine_reading import read_plainly
+from tests.bench.engine_sides import MESH, Deployment, Setup, Side, deployment, prepare_cache
 from tests.bench.engine_tables import machine
 from tests.bench.link_shaper import Way
 
@@ -97,18 +99,34 @@ CROWDS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """Tokens a second, predicted and measured; of an answer (or eight), of a prompt if any."""
+    """Predicted and measured: seconds from llama-server's start until it answers, tokens a second
+    of an answer (or eight) and of a prompt if any."""
 
+    ready: tuple[float, float]
     decode: tuple[float, float]
     prefill: tuple[float, float] | None = None
 
 
-def planned(case: Case, facts: ModelFacts, speed: Speed) -> tuple[Setup, PlanRequest, Plan]:
+@dataclass(frozen=True)
+class Figures:
+    """Of this machine, with one thread; `read_bytes_per_s` of the model's file."""
+
+    speed: Speed
+    read_bytes_per_s: float
+
+
+def figures_now(side: Side, facts: ModelFacts) -> Figures:
+    speed = measure(side.engine, cpu_device(), threads=1)
+    prepare_cache(facts.path, is_cold=False)
+    return Figures(speed, facts.path.stat().st_size / read_plainly(facts.path))
+
+
+def planned(case: Case, facts: ModelFacts, now: Figures) -> tuple[Setup, PlanRequest, Plan]:
     """How the layout is deployed, and the plan that it is."""
     ranges = parse_layers(case.layout + ",local=output")
     names = dict.fromkeys(("local", *(given.node for given in ranges)))
     nodes = tuple(
-        PlanNode(name, name == "local", (PlanDevice("CPU", 8 * GIB, False, speed),))
+        PlanNode(name, name == "local", (PlanDevice("CPU", 8 * GIB, False, now.speed),))
         for name in names
     )
     link = Link(case.rtt_ms / 1000, case.rate or NO_LIMIT)
@@ -120,6 +138,7 @@ def planned(case: Case, facts: ModelFacts, speed: Speed) -> tuple[Setup, PlanReq
         layers=ranges,
         output_may_stay=True,
         links=Links(pairs, ring=not case.star),
+        storage=dict.fromkeys(names, Storage(disk_bytes_per_s=now.read_bytes_per_s)),
     )
     plan = make_plan(request)
     assert plan.output.device == "CPU"
@@ -138,22 +157,23 @@ def planned(case: Case, facts: ModelFacts, speed: Speed) -> tuple[Setup, PlanReq
     return setup, request, plan
 
 
-def observe(case: Case, side: Side, facts: ModelFacts, speed: Speed) -> Outcome:
-    setup, request, plan = planned(case, facts, speed)
+def observe(case: Case, side: Side, facts: ModelFacts, now: Figures) -> Outcome:
+    setup, request, plan = planned(case, facts, now)
 
     def predicted(load: Load) -> float:
         return load.tokens / plan_s(request, plan, load)
 
     with deployment(side, setup) as deployed:
+        ready = (predict(request, plan).ready_s, deployed.ready_s)
         if not case.prompt_tokens:
             crowd = streams_per_s(deployed, TOKENS).figure
             load = Load(0, 1, STREAMS, depth_tokens=case.depth_tokens)
-            return Outcome((predicted(load), crowd))
+            return Outcome(ready, (predicted(load), crowd))
         decode = tokens_per_s(deployed, TOKENS).figure
         prefill = prompt_per_s(deployed, case.prompt_tokens)
     load = Load(0, 1, depth_tokens=case.depth_tokens)
     prompt = Load(case.prompt_tokens, 0)
-    return Outcome((predicted(load), decode), (predicted(prompt), prefill))
+    return Outcome(ready, (predicted(load), decode), (predicted(prompt), prefill))
 
 
 def prompt_per_s(deployed: Deployment, tokens: int) -> float:
@@ -173,8 +193,8 @@ Rows = dict[Case, list[Outcome]]
 def report(found: Rows, rounds: int) -> str:
     lines = [
         f"{datetime.date.today()}; {machine()}; {SMALL.describe()}, {TOKENS} tokens, the output at "
-        f"home; prompts of {LONG} tokens, or of {SHORT} where it says so. Medians of {rounds} "
-        "rounds.",
+        f"home; prompts of {LONG} tokens, or of {SHORT} where it says so; the model's file in "
+        f"memory. Medians of {rounds} rounds.",
         "",
         "| layers | tok/s predicted | measured | | prompt predicted | measured | |",
         "|---|---|---|---|---|---|---|",
@@ -187,6 +207,9 @@ def report(found: Rows, rounds: int) -> str:
             f"| {case.title} | {_cells([one.decode for one in outcomes])} | "
             f"{_cells(prompts, note)} |"
         )
+    lines += ["", "| ready | s predicted | measured | |", "|---|---|---|---|"]
+    for case, outcomes in single.items():
+        lines.append(f"| {case.title} | {_cells([one.ready for one in outcomes])} |")
     lines += ["", "| eight answers at once | tok/s predicted | measured | |", "|---|---|---|---|"]
     crowds = {case: outcomes for case, outcomes in found.items() if not case.prompt_tokens}
     for case, outcomes in crowds.items():
@@ -194,6 +217,7 @@ def report(found: Rows, rounds: int) -> str:
     for what, each in (
         ("tokens", [[one.decode for one in outcomes] for outcomes in single.values()]),
         ("prompts", [[o.prefill for o in outcomes if o.prefill] for outcomes in single.values()]),
+        ("ready", [[one.ready for one in outcomes] for outcomes in single.values()]),
         ("eight at once", [[one.decode for one in outcomes] for outcomes in crowds.values()]),
     ):
         sizes = [abs(_error(pairs)) for pairs in each]
@@ -204,7 +228,7 @@ def report(found: Rows, rounds: int) -> str:
 
 def _cells(pairs: Sequence[tuple[float, float]], note: str = "") -> str:
     predicted, measured = (median(one[which] for one in pairs) for which in (0, 1))
-    digits = 1 if measured < 200 else 0
+    digits = 0 if measured >= 200 else 1 if measured >= 5 else 2
     return f"{predicted:.{digits}f}{note} | {measured:.{digits}f} | {_error(pairs):+.0%}"
 
 
@@ -224,12 +248,12 @@ def plan(rounds: int, write: bool, models: Path | None) -> None:
     found: Rows = {case: [] for case in (*CASES, *CROWDS)}
     for _ in range(rounds):
         for case in found:
-            speed = measure(side.engine, cpu_device(), threads=1)
-            outcome = observe(case, side, facts, speed)
+            outcome = observe(case, side, facts, figures_now(side, facts))
             found[case].append(outcome)
             pairs = [outcome.decode, *([outcome.prefill] if outcome.prefill else [])]
             told = (f"{predicted:.1f} against {measured:.1f}" for predicted, measured in pairs)
-            click.echo(f"{case.title}: {', '.join(told)} tok/s")
+            ready = "ready after {:.2f} against {:.2f} s".format(*outcome.ready)
+            click.echo(f"{case.title}: {', '.join(told)} tok/s, {ready}")
     text = report(found, rounds)
     click.echo("\n" + text)
     if write:
