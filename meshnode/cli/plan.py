@@ -27,7 +27,7 @@ from meshnode.control import NoNode, ask_node
 from meshnode.engine.abilities import OUTPUT_AT_HOME
 from meshnode.engine.build import find_built
 from meshnode.engine.devices import Device, cpu_device, list_devices
-from meshnode.engine.speed import KEPT_FOLDER, Speeds
+from meshnode.engine.speed import KEPT_FOLDER, Speeds, is_busy
 from meshnode.errors import EngineError, UsageError
 from meshnode.models.catalog import Catalog
 from meshnode.models.facts import ModelFacts, read_facts
@@ -169,7 +169,7 @@ def _present(home: Path, part: Slice | None) -> WhatIf:
 def _speed(speeds: Speeds, device: Device, is_idle: bool) -> Speed | None:
     """Measured now where no node is at work; one that cannot be is not known."""
     try:
-        return speeds.speed(device) if is_idle else speeds.known(device)
+        return speeds.speed(device, is_busy=is_busy) if is_idle else speeds.known(device)
     except EngineError:
         return None
 

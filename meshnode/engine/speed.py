@@ -3,7 +3,7 @@ kept for as long as engine, device and threads stay the same.
 
 A device is measured with the models of `probe_model`, 220 MB in memory and nothing on the disk, and
 `probe_times` says what their times mean. The best of a few samples counts: other programs only ever
-make it slower.
+make it slower. So what was measured beside much other work serves for now, and is not kept.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import trio
 
 from meshnode.engine import probe_model
@@ -43,7 +44,15 @@ RUNS: tuple[tuple[Shape, tuple[int, ...], int], ...] = (
 layer's threads wait for each other's turn far longer than they compute: many short samples, so that
 one of them is of a moment when all of them run."""
 MAX_TOK_S = 1e9
+BUSY_PERCENT = 50.0
+"""Of the processor's time: beside so much other work, a device looks slower than it is."""
+LOOK_S = 0.5
 KEPT_FOLDER, KEPT_NAME = "measured", "speeds.json"
+
+
+def is_busy() -> bool:
+    """Whether this machine has much else to do. Blocks for a moment."""
+    return psutil.cpu_percent(LOOK_S) >= BUSY_PERCENT
 
 
 def measure(engine: Engine, device: Device, threads: int | None = None) -> Speed:
@@ -182,18 +191,29 @@ class Speeds:
         row = self._load().get(self._key(device, threads))
         return speed_of(row) if isinstance(row, list) and len(row) == ROW_LENGTH else None
 
-    def speed(self, device: Device, threads: int | None = None) -> Speed:
-        """Measured now, unless it was before. Blocks. Raises `EngineFailed`."""
+    def speed(
+        self,
+        device: Device,
+        threads: int | None = None,
+        is_busy: Callable[[], bool] = lambda: False,
+    ) -> Speed:
+        """Measured now, unless it was before; kept, unless the machine is busy. Blocks. Raises
+        `EngineFailed`."""
         found = self.known(device, threads)
         if found is None:
+            keeps = not is_busy()
             found = measure(self._engine, device, threads)
-            self.keep(device, threads, found)
+            if keeps:
+                self.keep(device, threads, found)
         return found
 
-    async def measure_aside(self, device: Device, threads: int | None = None) -> Speed:
-        """Measured now, behind everything else (`measure_aside`), and kept."""
+    async def measure_aside(
+        self, device: Device, threads: int | None = None, *, keeps: bool = True
+    ) -> Speed:
+        """Measured now, behind everything else (`measure_aside`)."""
         found = await measure_aside(self._engine, device, threads)
-        await trio.to_thread.run_sync(self.keep, device, threads, found)
+        if keeps:
+            await trio.to_thread.run_sync(self.keep, device, threads, found)
         return found
 
     def keep(self, device: Device, threads: int | None, speed: Speed) -> None:

@@ -10,28 +10,26 @@ import psutil
 import trio
 
 from meshnode.engine.devices import Device
-from meshnode.engine.speed import Speeds
+from meshnode.engine.speed import BUSY_PERCENT, LOOK_S, Speeds
 from meshnode.errors import MeshError
 from meshnode.pipeline.inventory import Inventory
 from meshnode.pipeline.speeds import Speed
 
-BUSY_SHARE = 0.5
-"""Of the processor's time: beside so much other work, a device looks slower than it is."""
-LOOK_S = 0.5
 WAIT_S = 20.0
 """At most, for such work to end."""
 
 log = logging.getLogger(__name__)
 
 
-async def until_quiet() -> None:
-    """Returns when this machine has little else to do, or has had much to do for long."""
+async def until_quiet() -> bool:
+    """Returns when this machine has little else to do, or has had much to do for long: False."""
     with trio.move_on_after(WAIT_S):
         psutil.cpu_percent()
         while True:
             await trio.sleep(LOOK_S)
-            if psutil.cpu_percent() < 100 * BUSY_SHARE:
-                return
+            if psutil.cpu_percent() < BUSY_PERCENT:
+                return True
+    return False
 
 
 class Gauge:
@@ -42,7 +40,7 @@ class Gauge:
         speeds: Speeds,
         inventory: Inventory,
         threads: int | None = None,
-        quiet: Callable[[], Awaitable[None]] = until_quiet,
+        quiet: Callable[[], Awaitable[bool]] = until_quiet,
     ) -> None:
         """threads: of the engine, on the CPU."""
         self._speeds = speeds
@@ -96,8 +94,10 @@ class Gauge:
     async def _measure(self, device: Device) -> bool:
         """False where it cannot be measured."""
         try:
-            await self._quiet()
-            self._known[device.name] = await self._speeds.measure_aside(device, self._threads)
+            keeps = await self._quiet()
+            self._known[device.name] = await self._speeds.measure_aside(
+                device, self._threads, keeps=keeps
+            )
         except (MeshError, OSError) as error:
             log.warning("%s was not measured: %s", device.name, error)
             return False

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from meshnode.engine import probe_model
@@ -14,7 +15,7 @@ from meshnode.engine.devices import Device, DeviceKind
 from meshnode.engine.errors import EngineFailed
 from meshnode.engine.probe_model import NARROW, TINY, WIDE
 from meshnode.engine.probe_times import Times, speed_from
-from meshnode.engine.speed import Speeds, measure, parse_bench
+from meshnode.engine.speed import BUSY_PERCENT, Speeds, is_busy, measure, parse_bench
 from meshnode.models.facts import ModelFacts, read_facts
 from meshnode.pipeline.costs import plan_model
 from meshnode.pipeline.speeds import Speed
@@ -87,6 +88,20 @@ def test_other_threads_cards_and_engines_are_measured_anew(engine: Engine, tmp_p
     assert len(asked(engine)) == 4 * RUNS
     assert asked(engine)[RUNS].endswith("-t 3")
     assert "--device CUDA0 -ngl 99" in asked(engine)[2 * RUNS]
+
+
+def test_what_a_busy_machine_does_is_not_kept(engine: Engine, tmp_path: Path) -> None:
+    speeds = Speeds(tmp_path, engine)
+    assert speeds.speed(CPU, is_busy=lambda: True).is_measured
+    assert speeds.known(CPU) is None
+    assert speeds.speed(CPU, is_busy=lambda: False) == speeds.known(CPU)
+
+
+def test_a_machine_is_busy_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = iter((BUSY_PERCENT, 3.0))
+    monkeypatch.setattr(psutil, "cpu_percent", lambda _look_s: next(shares))
+    assert is_busy()
+    assert not is_busy()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"x": 3}', "[" * 100_000])
