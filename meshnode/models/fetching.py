@@ -282,14 +282,33 @@ class Fetcher:
             raise NetworkError(
                 f"{part.name} is not all here, and nothing says where the rest is: pull it again"
             )
-        async with self._open(source) as opened:
-            if opened.validator != part.document.validator:
-                raise _replaced(part)
+        async with self._open_unchanged(source, part) as opened:
             missing = writer.missing(names)
             try:
                 await Pull(missing, [Supply(opened)], writer, _telling(on_progress, missing)).run()
             except SourceChanged as error:
                 raise _replaced(part) from error
+
+    async def check_source(self, part: Slice) -> None:
+        """Raises `SourceChanged` where the source says that it has another file by now than the one
+        begun here; not where it says nothing, or is the members themselves."""
+        source = part.document.source
+        if source is None or source.startswith(FROM_MEMBERS):
+            return
+        try:
+            async with self._open_unchanged(source, part):
+                pass
+        except SourceChanged:
+            raise
+        except MeshError as error:
+            log.info("%s does not say whether its file is still the same: %s", source, error)
+
+    @asynccontextmanager
+    async def _open_unchanged(self, source: str, part: Slice) -> AsyncIterator[RangeSource]:
+        async with self._open(source) as opened:
+            if opened.validator != part.document.validator:
+                raise _replaced(part)
+            yield opened
 
 
 def _replaced(part: Slice) -> SourceChanged:

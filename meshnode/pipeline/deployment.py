@@ -117,7 +117,7 @@ class Deployment:
         """Leases, loads, calls `on_ready`, and serves until something breaks.
 
         Always ends in a `MeshError` that says what broke: `LeaseRefused`, `LeaseLost`,
-        `RingLost`, `EngineFailed`.
+        `RingLost`, `EngineFailed`, `SourceChanged`.
         """
         files = [self._file(suffix) for suffix in ("roots", "report", "ring", "presence")]
         try:
@@ -140,6 +140,10 @@ class Deployment:
                         await self._lease_lost.wait()
                         await trio.sleep_forever()
                     raise ring.loss or error from None
+        except LeaseRefused:
+            if self._placement.part is not None:
+                await self._placement.part.check_source()
+            raise
         except RingLost as lost:
             # Not where a worker died: that ends a deployment as a `LeaseLost`, and parts nobody.
             self._partings.note(lost.pair)

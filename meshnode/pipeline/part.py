@@ -30,6 +30,9 @@ from meshnode.pipeline.stock import Cover
 from meshnode.pipeline.survey import LOCAL_NAME, Lender
 from tunnels import PeerId
 
+SOURCE_LOOK_S = 10.0
+"""For a source to say which file it has. Meanwhile no worker is asked again."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -105,6 +108,15 @@ class Part:
             if lacking:
                 needs[node] = lacking
         return needs
+
+    async def check_source(self) -> None:
+        """Asks the source whether it still has the file that lenders are to fetch from there. What
+        a lender says of it is not believed: it could end a deployment with a lie. Where it does not
+        answer soon, nothing is said. Raises `SourceChanged`."""
+        if self.is_secret or not await self.needs_of_others():
+            return
+        with trio.move_on_after(SOURCE_LOOK_S):
+            await self.fetcher.check_source(self.slice)
 
     def lacking(self, tensor: str, manifest: Manifest) -> tuple[str, ...]:
         """What to fetch where the engine misses this tensor: it and its like in other layers, which

@@ -16,11 +16,16 @@ from pathlib import Path
 import pytest
 import trio
 
+from discovery.token import parse_untrusted
 from meshnode.crash_points import CRASH_AT_VARIABLE
+from meshnode.engine.cache import load_engine
+from meshnode.messages import MessageStream
 from meshnode.models.facts import read_facts
 from meshnode.models.store.slice import Slice, open_slice
 from meshnode.models.store.writer import SliceWriter
 from tests.conftest import require
+from tests.e2e.conftest import World
+from tests.e2e.test_hostile_worker import liar
 from tests.e2e.test_pulled_model import rot
 from tests.engine.synthetic import make_model_of_size
 from tests.lab.nginx import nginx_program, running_nginx
@@ -219,6 +224,33 @@ async def test_mesh_serve_does_not_wait_for_a_file_that_is_gone(
             )
         (await puller.run("pull", url)).check(OK)
     check_whole(next(one for one in slices(puller) if one.complete), new)
+
+
+REPLACED = "big is another file at its source than the one begun here: start again for the new one"
+
+
+async def refuse_as_if_replaced(messages: MessageStream) -> None:
+    await messages.send({"event": "refused", "reason": REPLACED})
+
+
+@pytest.mark.engine
+async def test_mesh_serve_believes_its_source_that_the_file_is_gone_and_no_worker(
+    served: Served, world: World, engine_bin: Path
+) -> None:
+    """It has its own part already, so only a worker is there to say so, first as a lie."""
+    with served.running() as url:
+        (await Puller(world.folder / "node").run("pull", url)).check(OK)
+        async with world.serve("--model", url, "--split=always", name="node") as node:
+            token = parse_untrusted(await world.token_of(node))
+            key = load_engine(engine_bin).key
+            async with liar(world.folder / "liar", token, key, refuse_as_if_replaced):
+                told = await node.wait_event("warning", containing=REPLACED)
+                assert told["text"].endswith("trying again")
+                await trio.to_thread.run_sync(served.replace)
+                assert await node.wait_exit() == NETWORK
+    said = node.last_lines[-1]
+    assert REPLACED in said
+    assert "mesh models rm big" in said, "its own words, not the worker's"
 
 
 async def test_a_file_replaced_between_two_starts_is_pulled_as_the_other_model_it_is(

@@ -30,6 +30,7 @@ from tests.netlab.test_whole_nodes import ask
 
 pytestmark = [pytest.mark.engine, pytest.mark.netlab]
 
+OK, NETWORK = 0, 4
 MODEL_BYTES = 160 * 10**6
 CHUNK_BYTES = 16 << 20
 LAYERS = ("--layers", "local=0:2,ben=3:output")
@@ -150,6 +151,12 @@ class Scene:
         ) as node:
             return await self.answer(node)
 
+    def replace_model(self) -> None:
+        """The web has another model of the same shape from now on."""
+        new = make_model_of_size(self.folder / "new.gguf", size_bytes=MODEL_BYTES, seed=4)
+        os.utime(new, (self.model.stat().st_mtime + 5,) * 2)  # nginx tells files apart by seconds
+        new.replace(self.model)
+
     def cut(self, name: str) -> None:
         self.machines[name].space.ip(f"link set {INTERFACE} down")
 
@@ -195,6 +202,24 @@ async def test_a_link_to_the_web_that_is_cut_midway_and_put_up_again(scene: Scen
             assert await scene.answer(anna) == expected
     part_bytes = sum(path.stat().st_blocks * 512 for path in scene.home("ben").rglob("big.gguf"))
     assert scene.machines["ben"].received_bytes() < 1.05 * part_bytes, "nothing came twice"
+
+
+async def test_a_file_that_is_replaced_under_a_worker_alone_ends_who_asked_it(scene: Scene) -> None:
+    """anna has her part already, so only ben, midway in his, can see it. She asks the web too."""
+    from_web_alone = ("--allow-pull", "url")
+    with scene.web():
+        (await scene.puller("anna").run("pull", scene.url)).check(OK)
+        async with (
+            scene.worker("ben", *from_web_alone, environment=scene.at(FIRST_DONE, held=True)),
+            scene.serving() as anna,
+        ):
+            await scene.gate.wait("slice.journalled")
+            await trio.to_thread.run_sync(scene.replace_model)
+            await scene.gate.release()
+            assert await anna.wait_exit() == NETWORK
+    said = anna.last_lines[-1]
+    assert "big is another file at its source than the one begun here: start again" in said
+    assert "mesh models rm big" in said
 
 
 # -- from a member --------------------------------------------------------------------------------

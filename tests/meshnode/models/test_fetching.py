@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from meshnode.models.fetching import Fetcher
 from meshnode.models.manifest import Manifest, digest_model
 from meshnode.models.pull.pull import Pull, Supply
 from meshnode.models.pull.remote_header import FIRST_STEP_BYTES
-from meshnode.models.pull.source import SourceChanged, SourceFault
+from meshnode.models.pull.source import RangeSource, SourceChanged, SourceFault
 from meshnode.models.spans import Span
 from meshnode.models.store.slice import Slice, in_use, open_slice
 from meshnode.models.store.store import Store
@@ -169,6 +170,36 @@ async def test_a_file_that_was_replaced_at_its_source_is_another_model(
     other = await fetcher.obtain(REFERENCE)
     assert other.identity.provisional != part.identity.provisional
     assert len((await fetch(fetcher, other, *FEW)).tensors) == len(FEW)
+
+
+async def test_a_source_that_is_looked_at_tells_of_another_file_and_of_nothing_else(
+    fetcher: Fetcher, source: FileSource
+) -> None:
+    part = await fetcher.obtain(REFERENCE)
+    source.asked.clear()
+    await fetcher.check_source(part)
+    source.version, source.is_there = "etag:2", False
+    await fetcher.check_source(part)
+    source.is_there = True
+    with pytest.raises(SourceChanged, match="mesh models rm"):
+        await fetcher.check_source(part)
+    assert source.asked == [], "a look takes no bytes"
+
+
+@pytest.mark.parametrize("kept", ["mesh:small", None])
+async def test_where_no_server_is_the_source_none_is_looked_at(
+    fetcher: Fetcher, store: Store, kept: str | None
+) -> None:
+    part = await fetcher.obtain(REFERENCE)
+    annotate(part.folder, lambda document: replace(document, source=kept))
+    opened: list[str] = []
+
+    def open_source(reference: str) -> AbstractAsyncContextManager[RangeSource]:
+        opened.append(reference)
+        raise SourceFault("nobody answers")
+
+    await Fetcher(store, open_source).check_source(open_slice(part.folder))
+    assert opened == []
 
 
 async def test_bytes_with_another_digest_than_somebody_knows_are_never_held(
