@@ -77,8 +77,9 @@ class Web:
         self._named = parse_reference(named) if named else None
         self._network = NearNetwork() if offline else HostNetwork()
         self._policy = AddressPolicy(only=self._network.is_near if offline else None)
-        self._for_users = Reach(self._beyond if offline else welcome, self._refusal)
-        self._for_strangers = Reach(self._refusal, self._refusal)
+        may_be_named = self._beyond if offline else welcome
+        self._for_users = Reach(may_be_named, self._refusal, looks_up=not offline)
+        self._for_strangers = Reach(self._refusal, self._refusal, looks_up=not offline)
 
     def open_for_user(self, reference: str) -> AbstractAsyncContextManager[RangeSource]:
         """Raises `MeshError`."""

@@ -95,7 +95,10 @@ class PeerSource:
         except (trio.TooSlowError, TimeoutError):
             raise SourceFault(f"{self.title} has sent nothing for {STALL_S:g} s") from None
         except (TunnelError, BadMessage, PeerGone) as error:
-            raise SourceFault(f"{self.title} went away: {error}") from error
+            # One that comes back does so with a session of its own, and is found by the next look.
+            is_over = self._session.closed.is_set()
+            kind = SourceError if is_over else SourceFault
+            raise kind(f"{self.title} went away: {error}") from error
 
 
 class _Taking:

@@ -40,6 +40,7 @@ Refusal = Callable[[str], str | None]
 CONNECT_WITHIN_S = 20.0
 NEXT_ADDRESS_AFTER_S = 0.25
 STALL_S = 30.0
+OWN_NAMES = ("localhost", "localhost.")
 
 
 def welcome(_address: str) -> str | None:
@@ -51,13 +52,15 @@ def welcome(_address: str) -> str | None:
 class Reach:
     """Where connections may go. `named` is the rule for the address that was asked for,
     `redirected` for all that it leads to, `stall_s` how long a server may say nothing.
-    `through_proxy`: whether it may be the environment's proxy that looks names up."""
+    `through_proxy`: whether it may be the environment's proxy that looks names up; `looks_up`:
+    whether anybody may, but for this machine's own name."""
 
     named: Refusal
     redirected: Refusal
     stall_s: float = STALL_S
     trusted: ssl.SSLContext | None = None
     through_proxy: bool = True
+    looks_up: bool = True
 
     async def connect(self, url: Url, *, is_named: bool) -> Exchange:
         """A connection, with TLS where the address says so. Raises `SourceError` where it may not
@@ -71,8 +74,10 @@ class Reach:
                 "word; run `mesh pull` on that machine, or add the host to NO_PROXY there"
             )
         refusal = self.named if is_named else self.redirected
+        self._check_name(origin)
         addresses = await _addresses(origin, refusal, may_be_unknown=proxy is not None)
         if proxy is not None:
+            self._check_name(proxy.origin)
             addresses = await _addresses(proxy.origin, welcome)
         connected = await _first_of(addresses, (proxy or url).origin)
         exchange = Exchange(connected, self.stall_s)
@@ -82,6 +87,13 @@ class Reach:
             exchange.close()
             raise
         return exchange
+
+    def _check_name(self, origin: Origin) -> None:
+        if not self.looks_up and not _is_literal(origin.host) and origin.host not in OWN_NAMES:
+            raise SourceError(
+                f"{origin.authority} is not asked: offline (--offline, MESH_OFFLINE) no name is "
+                "looked up; give a machine nearby by its address, or allow it with --no-offline"
+            )
 
     def _prepare(self, exchange: Exchange, origin: Origin, proxy: Url | None) -> None:
         if origin.scheme == "https":

@@ -71,6 +71,18 @@ async def test_a_member_that_sends_too_little_is_a_fault(tmp_path: Path) -> None
     assert "went away" in await fault_of(Short, tmp_path, 1000)
 
 
+async def test_a_member_whose_session_has_ended_is_not_asked_again(tmp_path: Path) -> None:
+    async with scene(tmp_path) as stage:
+        (member,) = stage.members
+        held = await stage.hold(member, *FIRST)
+        (holder,) = await Holders(lambda: [member.session], lambda _: "ben").find(
+            held.identity.provisional
+        )
+        member.session.end("it was killed in the middle of a word")
+        with pytest.raises(SourceError, match="went away"):
+            await holder.read(0, 0, 1000, lambda _data: None)
+
+
 @dataclass
 class Gone:
     """A session with a peer that was heard of last when it began."""

@@ -131,6 +131,22 @@ async def test_a_name_that_changes_its_meaning_after_the_check_changes_nothing(w
         await read(url, Reach(rule, rule))
 
 
+async def test_where_no_name_may_be_looked_up_none_is(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = Names(**{"models.example": ["127.0.0.1"], "localhost": ["127.0.0.1"]})
+    trio.socket.set_custom_hostname_resolver(names)
+    offline = Reach(welcome, welcome, looks_up=False)
+    with pytest.raises(SourceError, match=r"offline .* no name is looked up"):
+        await read(f"http://models.example:{web.port}/model.gguf", offline)
+    monkeypatch.setenv("http_proxy", "http://models.example:3128")
+    monkeypatch.setenv("no_proxy", "localhost")
+    with pytest.raises(SourceError, match=r"models\.example:3128 is not asked"):
+        await read("http://127.0.0.1:1/model.gguf", offline)
+    assert names.asked == 0
+    assert await read(f"http://localhost:{web.port}/model.gguf", offline) == CONTENT
+
+
 async def test_an_unknown_name_and_a_closed_port_are_told(web: Web) -> None:
     trio.socket.set_custom_hostname_resolver(Names())
     with pytest.raises(SourceFault, match=r"the name models\.example is not found"):
