@@ -321,7 +321,8 @@ async def test_who_is_killed_at_a_drawn_moment_goes_on_where_it_was(
                     assert await scene.answer(anna) == expected
     for name in ("anna", "ben"):
         disk_bytes = sum(p.stat().st_blocks * 512 for p in scene.home(name).rglob("big.gguf"))
-        most_bytes = 1.05 * disk_bytes + 4 * CHUNK_BYTES * (name == victim)
+        # What was on the way comes again: the end of one ends the other's pull as well.
+        most_bytes = 1.05 * disk_bytes + 4 * CHUNK_BYTES
         assert scene.machines[name].received_bytes() < most_bytes, name
 
 
