@@ -175,7 +175,7 @@ async def test_rpc_streams_that_stand_still_end_with_their_lease(
             await until(lambda: unfinished(at_worker(stage)).count(service) == 2)
         await stage.until_free()
         await until(lambda: not unfinished(at_worker(stage)))
-        assert stage.worker._services._gates["rpc/"].streams == 0
+        await until(lambda: stage.worker._services._gates["rpc/"].streams == 0)
 
 
 async def test_a_lease_is_unused_while_it_has_no_stream(autojump_clock: Clock) -> None:
