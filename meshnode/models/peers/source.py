@@ -23,7 +23,7 @@ from meshnode.models.peers.protocol import (
 from meshnode.models.peers.service import STORE_SERVICE
 from meshnode.models.pull.nearness import distance_s
 from meshnode.models.pull.patience import Patience, TooLittle
-from meshnode.models.pull.source import SourceError, SourceFault, SourceFile
+from meshnode.models.pull.source import SourceError, SourceFault, SourceFile, SourceGone
 from meshnode.models.pull.threads import in_thread
 from meshnode.models.spans import Span
 from meshnode.nurseries import accompanied_by
@@ -74,7 +74,7 @@ class PeerSource:
             if left_s <= 0:
                 break
             await trio.sleep(left_s)
-        raise SourceError(f"nothing has been heard of {self.title} for {LEFT_AFTER_S:g} s")
+        raise SourceGone(f"nothing has been heard of {self.title} for {LEFT_AFTER_S:g} s")
 
     async def _read(self, request: ReadRequest, into: Callable[[memoryview], None]) -> None:
         try:
@@ -97,7 +97,7 @@ class PeerSource:
         except (TunnelError, BadMessage, PeerGone) as error:
             # One that comes back does so with a session of its own, and is found by the next look.
             is_over = self._session.closed.is_set()
-            kind = SourceError if is_over else SourceFault
+            kind = SourceGone if is_over else SourceFault
             raise kind(f"{self.title} went away: {error}") from error
 
 

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import trio
 
 from meshnode.models.pull.ranges import JOIN_GAP_BYTES, Headway, Ranges, Request, Supplier
-from meshnode.models.pull.source import RangeSource, Sink, SourceError, SourceFault
+from meshnode.models.pull.source import (
+    RangeSource,
+    Sink,
+    SourceError,
+    SourceFault,
+    SourceGone,
+)
 from meshnode.models.pull.threads import limiter
 from meshnode.models.spans import Span, joined
 from meshnode.nurseries import accompanied_by, bare_nursery
@@ -87,10 +93,11 @@ class Pull:
             failure = error
         self._count()
         del self._running[request]
-        if isinstance(failure, SourceError):
+        supplier = self._ranges.lanes[request.lane]
+        if isinstance(failure, SourceError) and not isinstance(failure, SourceGone):
             self._last_error = failure
             self._ranges.fail(request, trio.current_time(), is_doubtful=True)
-            self._ranges.drop(self._ranges.lanes[request.lane])
+            self._ranges.drop(supplier)
             return
         rejected = await self._done(self._ranges.arrived(request))
         if rejected:
@@ -107,12 +114,12 @@ class Pull:
             return
         if not isinstance(self._last_error, SourceError):
             self._last_error = failure
+        retry_after_s = failure.retry_after_s if isinstance(failure, SourceFault) else 0.0
         self._ranges.fail(
-            request,
-            trio.current_time(),
-            retry_after_s=failure.retry_after_s,
-            rejected=rejected,
+            request, trio.current_time(), retry_after_s=retry_after_s, rejected=rejected
         )
+        if isinstance(failure, SourceGone):
+            self._ranges.drop(supplier)
 
     async def _done(self, span: Span | None) -> Sequence[Span]:
         if span is None:

@@ -26,6 +26,10 @@ class NotForEverybody(SourceError):
         super().__init__(message)
 
 
+class SourceGone(SourceError):
+    """A source is not there any more. What it gave stands."""
+
+
 class SourceChanged(SourceError):
     """The file at the source is another one than when the pull began."""
 
