@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
@@ -23,6 +24,7 @@ from meshnode.nurseries import accompanied_by
 from meshnode.pipeline.borrow import LeaseLost, ask_facts
 from meshnode.pipeline.deployment import Deployed, Deployment, Placement
 from meshnode.pipeline.plan import Plan, PlanNode, Share
+from meshnode.pipeline.ring import Pair, Ring, RingLost
 from meshnode.pipeline.survey import Lender
 from tests.lab.lenders import Town
 
@@ -149,3 +151,25 @@ async def test_a_lost_lease_is_told_before_its_llama_server_is_ended(short: Path
                 await deployment.run(on_ready)
     assert told == [str(raised.value)]
     assert "the lease on tower ended" in told[0]
+
+
+async def test_a_lost_ring_is_told_at_once_too(short: Path) -> None:
+    told = list[MeshError]()
+    lost = RingLost("tower lost its way to attic", cast(Pair, None))
+
+    class Lost:
+        async def run(self) -> None:
+            raise lost
+
+    deployment = Deployment(
+        placement(short),
+        engine=engine_of(LLAMA_SERVER, short),
+        runtime_folder=short,
+        log_folder=short,
+        emit=lambda _event: None,
+        on_step=lambda *_: None,
+        on_loss=told.append,
+    )
+    with pytest.raises(RingLost):
+        await deployment._keep(cast(Ring, Lost()))
+    assert told == [lost]

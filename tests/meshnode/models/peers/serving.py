@@ -13,7 +13,7 @@ import trio.testing
 from meshnode.models.fetching import Fetcher
 from meshnode.models.peers.offers import Offers
 from meshnode.models.peers.service import StoreService
-from meshnode.models.peers.source import Holders
+from meshnode.models.peers.source import Holders, PeerSource
 from meshnode.models.store.slice import Slice
 from meshnode.models.store.store import Store
 from tests.engine.synthetic import make_model
@@ -39,6 +39,12 @@ class Member:
 
     def slice(self) -> Slice:
         (found,) = self.store.slices()
+        return found
+
+    async def as_source(self) -> PeerSource:
+        """Of what it holds, for the asker."""
+        provisional = self.slice().identity.provisional
+        (found,) = await Holders(lambda: [self.session], lambda _: "ben").find(provisional)
         return found
 
 

@@ -17,7 +17,7 @@ from meshnode.models.peers.offers import Offers, held_spans
 from meshnode.models.peers.protocol import Holding, ReadRequest
 from meshnode.models.peers.service import STORE_SERVICE, StoreService, _OpenFile
 from meshnode.models.peers.source import Holders, PeerSource
-from meshnode.models.pull.source import SourceError, SourceFault
+from meshnode.models.pull.source import SourceFault, SourceGone
 from tests.meshnode.models.peers.serving import (
     FIRST,
     REFERENCE,
@@ -57,10 +57,8 @@ async def fault_of(service: type[StoreService], tmp_path: Path, size_bytes: int)
     """Of a member that holds what is read, and serves it in that way."""
     async with scene(tmp_path) as stage:
         (member,) = stage.members
-        held = await stage.hold(member, *FIRST)
-        (holder,) = await Holders(lambda: [member.session], lambda _: "ben").find(
-            held.identity.provisional
-        )
+        await stage.hold(member, *FIRST)
+        holder = await member.as_source()
         member.endpoint.serve(STORE_SERVICE, service(Offers(member.store)).serve)
         with trio.fail_after(20), pytest.raises(SourceFault) as raised:
             await holder.read(0, 0, size_bytes, lambda _data: None)
@@ -74,12 +72,10 @@ async def test_a_member_that_sends_too_little_is_a_fault(tmp_path: Path) -> None
 async def test_a_member_whose_session_has_ended_is_not_asked_again(tmp_path: Path) -> None:
     async with scene(tmp_path) as stage:
         (member,) = stage.members
-        held = await stage.hold(member, *FIRST)
-        (holder,) = await Holders(lambda: [member.session], lambda _: "ben").find(
-            held.identity.provisional
-        )
+        await stage.hold(member, *FIRST)
+        holder = await member.as_source()
         member.session.end("it was killed in the middle of a word")
-        with pytest.raises(SourceError, match="went away"):
+        with pytest.raises(SourceGone, match="went away"):
             await holder.read(0, 0, 1000, lambda _data: None)
 
 
@@ -103,7 +99,7 @@ async def test_a_member_that_falls_silent_is_left_before_its_streams_are(
 ) -> None:
     session = cast(Session, Gone(PeerId(bytes(range(32)))))
     holder = PeerSource(session, "ben", "00" * 32, Holding())
-    with pytest.raises(SourceError, match="nothing has been heard of ben for 10 s"):
+    with pytest.raises(SourceGone, match="nothing has been heard of ben for 10 s"):
         await holder.read(0, 0, 1000, lambda _data: None)
     assert trio.current_time() == pytest.approx(10)
 

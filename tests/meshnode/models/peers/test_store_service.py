@@ -60,9 +60,7 @@ async def test_what_is_not_held_is_not_given(tmp_path: Path) -> None:
     async with scene(tmp_path) as stage:
         (member,) = stage.members
         held = await stage.hold(member, *FIRST)
-        (holder,) = await Holders(lambda: [member.session], lambda _: "ben").find(
-            held.identity.provisional
-        )
+        holder = await member.as_source()
         assert holder.holds == held_spans(held)
         hole = next(t for t in held.facts.tensors if t.name == SECOND[0])
         given: list[bytes] = []
@@ -111,10 +109,8 @@ async def test_a_header_is_not_read_again_for_each_range(
 ) -> None:
     async with scene(tmp_path) as stage:
         (member,) = stage.members
-        held = await stage.hold(member, *FIRST, *SECOND)
-        (holder,) = await Holders(lambda: [member.session], lambda _: "ben").find(
-            held.identity.provisional
-        )
+        await stage.hold(member, *FIRST, *SECOND)
+        holder = await member.as_source()
         read: list[Path] = []
         monkeypatch.setattr("meshnode.models.store.slice.read_facts", read.append)
         for at in range(3):
@@ -126,9 +122,7 @@ async def test_what_was_dropped_is_not_given_though_it_was_a_moment_ago(tmp_path
     async with scene(tmp_path) as stage:
         (member,) = stage.members
         held = await stage.hold(member, *FIRST)
-        (holder,) = await Holders(lambda: [member.session], lambda _: "ben").find(
-            held.identity.provisional
-        )
+        holder = await member.as_source()
         tensor = next(t for t in held.facts.tensors if t.name == FIRST[0])
         place = (0, tensor.offset, tensor.offset + tensor.nbytes)
         given: list[bytes] = []
@@ -149,9 +143,7 @@ async def test_what_came_a_moment_ago_is_given_too(tmp_path: Path) -> None:
         (member,) = stage.members
         for names in (FIRST, SECOND):
             held = await stage.hold(member, *names)
-            (holder,) = await Holders(lambda: [member.session], lambda _: "ben").find(
-                held.identity.provisional
-            )
+            holder = await member.as_source()
             assert holder.holds == held_spans(held)
             tensor = next(t for t in held.facts.tensors if t.name == names[0])
             await holder.read(0, tensor.offset, tensor.offset + 100, lambda _data: None)
@@ -160,10 +152,8 @@ async def test_what_came_a_moment_ago_is_given_too(tmp_path: Path) -> None:
 async def test_what_the_disk_says_comes_out_as_it_is(tmp_path: Path) -> None:
     async with scene(tmp_path) as stage:
         (member,) = stage.members
-        held = await stage.hold(member, *FIRST)
-        (holder,) = await Holders(lambda: [member.session], lambda _: "ben").find(
-            held.identity.provisional
-        )
+        await stage.hold(member, *FIRST)
+        holder = await member.as_source()
 
         def full(_data: memoryview) -> None:
             raise DiskFull("the disk is full")
